@@ -1,0 +1,315 @@
+"""Arguments of `bids-mllm`: parsed, validated and turned into Settings. Imports nothing heavy."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bids_mllm import __version__
+from bids_mllm.config import (
+    Settings,
+    available_cpus,
+    available_memory_mb,
+    check_settings,
+    parse_memory,
+    read_settings_file,
+)
+from bids_mllm.exceptions import UsageError
+
+POOLINGS = ("generated", "last", "instruction", "media")
+CONFOUNDS = ("simple", "motion", "compcor", "none")
+POSITIONS = ("end", "center", "start")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Accepts every long option with underscores too."""
+
+    def add_option(self, group: Any, *names: str, **options: Any) -> None:
+        spellings = [s for name in names for s in dict.fromkeys((name, _underscored(name)))]
+        group.add_argument(*spellings, **options)
+
+
+def _underscored(name: str) -> str:
+    return "--" + name[2:].replace("-", "_") if name.startswith("--") else name
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser. Every option defaults to absent, so that a settings file can fill it."""
+    parser = _Parser(
+        prog="bids-mllm",
+        description="Which multimodal language model, which instruction and which layer predicts which part of "
+        "each brain: a BIDS-App for people watching films.",
+        epilog="Exit status: 0 done; 1 a crash; 2 wrong usage; 70 the data do not allow what was asked.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("bids_dir", type=Path, help="root of the raw BIDS data set")
+    parser.add_argument("output_dir", type=Path, help="folder for the results, a BIDS derivative")
+    parser.add_argument(
+        "analysis_level",
+        choices=("participant", "group"),
+        help="participant: features, fits and scores; group: what participants wrote, put together",
+    )
+    parser.add_argument("--version", action="version", version=f"bids-mllm {__version__}")
+    for add in (
+        add_discover_options,
+        add_align_options,
+        add_features_options,
+        add_fit_options,
+        add_workflow_options,
+        add_output_options,
+    ):
+        add(parser)
+    return parser
+
+
+def add_discover_options(parser: _Parser) -> None:
+    """Which data take part."""
+    group = parser.add_argument_group("data")
+    add = parser.add_option
+    add(group, "--participant-label", nargs="+", metavar="LABEL", help="participants, with or without sub-")
+    add(group, "--session-label", "--session-id", nargs="+", metavar="LABEL", dest="session_label", help="sessions")
+    add(group, "-t", "--task-id", nargs="+", metavar="LABEL", dest="task_id", help="tasks")
+    add(group, "--run-id", nargs="+", metavar="N", help="runs; 1 and 01 are the same run")
+    add(
+        group,
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON {query: {entity: value}} for the queries bold, mask and confounds; null = absent, "*" = any',
+    )
+    add(group, "--bids-database-dir", type=Path, metavar="DIR", help="PyBIDS index, made when missing and reused")
+    add(
+        group,
+        "-d",
+        "--derivatives",
+        nargs="+",
+        metavar="NAME=PATH",
+        help="the fMRIPrep derivative as fmriprep=PATH (default: the one under BIDS_DIR/derivatives)",
+    )
+    add(group, "--space", nargs="+", metavar="LABEL", help="volumetric spaces (default MNI152NLin2009cAsym)")
+    add(group, "--skip-bids-validation", action="store_true", help="do not check dataset_description.json")
+
+
+def add_align_options(parser: _Parser) -> None:
+    """When what was shown."""
+    group = parser.add_argument_group("stimuli and their clock")
+    add = parser.add_option
+    add(group, "--stimuli-dir", type=Path, metavar="DIR", help="folder of the stimuli (default BIDS_DIR/stimuli)")
+    add(
+        group,
+        "--stimulus-map",
+        type=Path,
+        metavar="FILE",
+        help="TSV (task, session, run, stim_file, run_onset, media_onset, duration) that overrides the events",
+    )
+    add(group, "--window", type=float, metavar="SECONDS", help="length of a clip (default: the TR)")
+    add(
+        group,
+        "--window-position",
+        choices=POSITIONS,
+        help="end: a clip ends with its TR (default); center: their middles coincide; start: it starts with it",
+    )
+
+
+def add_features_options(parser: _Parser) -> None:
+    """Models and what is read out of them."""
+    group = parser.add_argument_group("models and features")
+    add = parser.add_option
+    add(
+        group,
+        "--models",
+        nargs="*",
+        metavar="KEY[=PATH]",
+        help="keys of the registry, LABEL=FOLDER for a checkpoint on disk, or a registered hub id "
+        "(default motionenergy melspectrogram; none with --feature-table)",
+    )
+    add(group, "--model-revision", metavar="REV", help="revision of hub checkpoints")
+    add(group, "--allow-download", action="store_true", help="fetch hub checkpoints that are not in the cache")
+    add(group, "--instructions", nargs="+", metavar="KEY", help="keys of instructions (default: all 13)")
+    add(group, "--instructions-file", type=Path, metavar="FILE", help="TOML with instructions of your own")
+    add(
+        group,
+        "--poolings",
+        nargs="+",
+        choices=POOLINGS,
+        help="what is averaged: generated tokens, last prompt token, instruction tokens, media tokens without an "
+        "instruction (default generated media)",
+    )
+    add(group, "--max-new-tokens", type=int, metavar="N", help="generated tokens at most (default 8)")
+    add(group, "--layers", nargs="+", type=int, metavar="N", help="layers to fit, 0 = embedding (default: all)")
+    add(
+        group,
+        "--feature-table",
+        nargs="+",
+        metavar="NAME=DIR",
+        help="your own features: for a stimulus a/b.mkv the table DIR/a/b.tsv with onset, duration and one column each",
+    )
+    add(
+        group,
+        "--features-dir",
+        type=Path,
+        metavar="DIR",
+        help="feature store, shared by participants and data sets (default OUTPUT_DIR/sourcedata/features)",
+    )
+
+
+def add_fit_options(parser: _Parser) -> None:
+    """Cleaning, fitting and scoring."""
+    group = parser.add_argument_group("encoding")
+    add = parser.add_option
+    add(group, "--confounds", choices=CONFOUNDS, help="strategy of nilearn's load_confounds (default simple)")
+    add(group, "--high-pass", type=float, metavar="HZ", help="cosine high-pass, 0 = none (default 0.0078125)")
+    add(group, "--delays", nargs="+", type=int, metavar="TR", help="delays in TRs (default 1 2 3 4 5)")
+    add(
+        group,
+        "--alphas",
+        nargs=3,
+        type=float,
+        metavar=("LOWEST", "HIGHEST", "NUMBER"),
+        help="logarithmic grid of penalties (default 0.1 1e9 11)",
+    )
+    add(
+        group,
+        "--test-task",
+        nargs="+",
+        metavar="PATTERN",
+        help="tasks to test on, such as 'life*', the others train (default: leave one film out in turn)",
+    )
+    add(
+        group,
+        "--n-folds",
+        type=int,
+        metavar="N",
+        help="contiguous parts where there is one run or film only (default 5)",
+    )
+    add(
+        group,
+        "--atlas",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="label images in the space of the maps, each with a TSV (index, name) beside it, for ROI tables",
+    )
+
+
+def add_workflow_options(parser: _Parser) -> None:
+    """Resources and the way the workflow runs."""
+    group = parser.add_argument_group("resources and workflow")
+    add = parser.add_option
+    add(group, "-w", "--work-dir", type=Path, metavar="DIR", help="folder for intermediate results (default ./work)")
+    add(group, "--nprocs", "--nthreads", "--n-cpus", type=int, metavar="N", dest="nprocs", help="processes at most")
+    add(group, "--omp-nthreads", type=int, metavar="N", help="threads of one process at most")
+    add(group, "--mem", metavar="SIZE", help="memory at most, with suffix K, M, G or T (MB without)")
+    add(group, "--device", metavar="{auto,cpu,cuda,cuda:N}", help="where models and fits run (default auto)")
+    add(group, "--n-gpu-procs", type=int, metavar="N", help="processes on GPUs at once (default 1)")
+    add(
+        group,
+        "--use-plugin",
+        "--nipype-plugin-file",
+        type=Path,
+        metavar="FILE",
+        dest="use_plugin",
+        help="YAML {plugin, plugin_args} for nipype",
+    )
+    add(group, "--config-file", type=Path, metavar="FILE", help="TOML of a former run; the command line overrides it")
+    add(group, "--random-seed", type=int, metavar="N", help="seed of libraries that draw random numbers (default 0)")
+    add(group, "--stop-on-first-crash", action="store_true", help="end at the first node that fails")
+    add(group, "--clean-workdir", action="store_true", help="remove the work folder after success")
+    add(group, "--resource-monitor", action="store_true", help="record memory and processor use of every node")
+    add(group, "--sloppy", action="store_true", help="coarse low-level features: for trying out and tests only")
+
+
+def add_output_options(parser: _Parser) -> None:
+    """What to do in this call."""
+    group = parser.add_argument_group("this call")
+    add = parser.add_option
+    add(group, "--dry-run", action="store_true", help="print the table of runs and the estimates; write nothing")
+    add(group, "--reports-only", action="store_true", help="write the reports again from results that are there")
+    add(group, "--boilerplate-only", action="store_true", help="write the methods text only")
+    add(group, "--md-only-boilerplate", action="store_true", help="methods text as Markdown and BibTeX only")
+    add(group, "--notrack", action="store_true", help="accepted for compatibility; nothing is ever tracked")
+    add(group, "-v", "--verbose", action="count", help="more messages; repeat for more")
+
+
+def parse_settings(argv: Sequence[str] | None = None) -> Settings:
+    """Parse a command line into checked Settings.
+
+    Raises
+    ------
+    UsageError
+        When a value cannot be used; argparse itself exits with status 2 for what it rejects.
+    """
+    given = vars(build_parser().parse_args(argv))
+    given.pop("notrack", None)
+    config_file = given.pop("config_file", None)
+    values = read_settings_file(config_file) if config_file else {}
+    values |= _converted(given)
+    if values.get("feature_table"):
+        values.setdefault("models", ())
+    values.setdefault("work_dir", Path("work"))
+    values.setdefault("mem_mb", available_memory_mb())
+    values.setdefault("nprocs", available_cpus())
+    values.setdefault("omp_nthreads", 1)
+    absolute = {key: _absolute(value) for key, value in values.items()}
+    settings = Settings(**absolute)
+    check_settings(settings)
+    return settings
+
+
+def _converted(given: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    prefixes = {"participant_label": "sub-", "session_label": "ses-", "task_id": "task-"}
+    for key, prefix in prefixes.items():
+        if key in values:
+            values[key] = tuple(label.removeprefix(prefix) for label in values[key])
+    if "run_id" in values:
+        values["run_id"] = tuple(_run_number(label) for label in values["run_id"])
+    if "derivatives" in values:
+        values["derivatives"] = _named_paths(values["derivatives"], "--derivatives", bare=True)
+    if "feature_table" in values:
+        values["feature_table"] = _named_paths(values["feature_table"], "--feature-table", bare=False)
+    if "mem" in values:
+        values["mem_mb"] = parse_memory(values.pop("mem"))
+    if "alphas" in values:
+        low, high, number = values["alphas"]
+        values["alphas"] = (low, high, int(number))
+    if "device" in values:
+        values["device"] = _device(values["device"])
+    return values
+
+
+def _run_number(label: str) -> int:
+    digits = label.removeprefix("run-")
+    if not digits.isdigit():
+        raise UsageError(f"--run-id is {label!r}, but must be a number, such as 1.")
+    return int(digits)
+
+
+def _named_paths(items: Sequence[str], option: str, *, bare: bool) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not equals:
+            if not bare:
+                raise UsageError(f"{option} is {item!r}, but must be NAME=DIR, such as words=/data/words.")
+            name, path = Path(item).resolve().name, item
+        if name in named:
+            raise UsageError(f"{option} names {name} twice; give each a name of its own.")
+        named[name] = Path(path)
+    return named
+
+
+def _device(text: str) -> str:
+    if text in ("auto", "cpu", "cuda") or (text.startswith("cuda:") and text[5:].isdigit()):
+        return text
+    raise UsageError(f"--device is {text!r}, but must be auto, cpu, cuda or cuda:N.")
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, Path):
+        return Path(os.path.abspath(value.expanduser()))  # resolves "..", keeps links as the user wrote them
+    if isinstance(value, dict):
+        return {key: _absolute(item) for key, item in value.items()}
+    return tuple(_absolute(item) for item in value) if isinstance(value, tuple) else value

@@ -1,0 +1,169 @@
+"""`bids-mllm`: from the command line to an exit status."""
+
+import logging
+import os
+import shutil
+import sys
+import uuid
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bids_mllm.cli.parser import parse_settings
+from bids_mllm.config import Settings, settings_to_toml
+from bids_mllm.exceptions import BidsMllmError
+
+if TYPE_CHECKING:
+    from bids_mllm.workflows.plan import StudyPlan
+    from bids_mllm.workflows.run import Failure
+
+logger = logging.getLogger("bids_mllm")
+
+OK, CRASH = 0, 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the app; return its exit status (0 done, 1 crash, 2 usage, 70 data do not allow what was asked)."""
+    try:
+        settings = parse_settings(argv)
+        _set_up_logging(settings.verbose)
+        _set_up_environment(settings)
+        return _participant(settings) if settings.analysis_level == "participant" else _group(settings)
+    except BidsMllmError as error:
+        sys.stderr.write(f"bids-mllm: {error}\n")
+        return error.exit_status
+
+
+def _set_up_logging(verbose: int) -> None:
+    level = (logging.INFO, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+    if not verbose:
+        warnings.simplefilter("ignore")  # third-party deprecations; ours go through the log
+
+
+def _set_up_environment(settings: Settings) -> None:
+    """Bound the threads of every worker and keep libraries off the network and the home folder."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(settings.omp_nthreads)
+    os.environ.setdefault("NO_ET", "1")
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not settings.verbose:
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    if not settings.allow_download:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def resolve_device(device: str) -> str:
+    """Return cpu or cuda for auto, by whether an NVIDIA driver shows a device; others as they are."""
+    if device != "auto":
+        return device
+    return "cuda" if Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidia0").exists() else "cpu"
+
+
+def _participant(settings: Settings) -> int:
+    from bids_mllm.workflows.plan import plan_study
+
+    if settings.dry_run:
+        from bids_mllm.cli.dry_run import estimates, run_table
+
+        plan = plan_study(settings, only_list=True)
+        sys.stdout.write(run_table(plan) + "\n")
+        sys.stderr.write(estimates(plan) + "\n")
+        return OK
+    logger.info(
+        "%d processes of %d threads, %.1f GB of memory, device %s",
+        settings.nprocs, settings.omp_nthreads, settings.mem_mb / 1024, resolve_device(settings.device),
+    )  # fmt: skip
+    plan = plan_study(settings)
+    for drop in plan.dropped:
+        logger.warning("sub-%s %s is left out: %s", drop.participant, drop.label, drop.reason)
+    from bids_mllm.io.derivatives import write_dataset_files
+    from bids_mllm.workflows.facts import dataset_facts
+    from bids_mllm.workflows.reports import write_citations
+
+    write_dataset_files(settings.output_dir, **dataset_facts(plan))
+    write_citations(plan)
+    if settings.boilerplate_only:
+        return OK
+    return _run_participants(settings, plan)
+
+
+def _run_participants(settings: Settings, plan: "StudyPlan") -> int:
+    from bids_mllm.workflows.reports import model_cards, write_participant_report
+    from bids_mllm.workflows.run import Failure, describe, failures_of
+
+    failures: tuple[Failure, ...] = ()
+    participants = tuple(dict.fromkeys(design.participant for design in plan.designs))
+    if not settings.reports_only:
+        failures = _run_graph(settings, plan, participants)
+    status = CRASH if failures else OK
+    try:
+        cards = model_cards(plan)
+        for participant in participants:
+            path = write_participant_report(plan, participant, cards, failures=failures_of(failures, participant))
+            logger.info("Report: %s", path)
+    except Exception:
+        logger.exception("A report could not be written; the maps and tables are there.")
+        status = CRASH
+    for line in describe(failures):
+        logger.error("%s", line)
+    if settings.clean_workdir and status == OK:
+        shutil.rmtree(settings.work_dir, ignore_errors=True)
+    return status
+
+
+def _run_graph(settings: Settings, plan: "StudyPlan", participants: Sequence[str]) -> "tuple[Failure, ...]":
+    from bids_mllm.workflows.participant import init_participant_wf
+    from bids_mllm.workflows.run import run_workflow
+
+    run_id = uuid.uuid4().hex[:12]
+    crash_dirs = {f"sub_{label}": settings.output_dir / f"sub-{label}" / "log" / run_id for label in participants}
+    shared = settings.output_dir / "logs" / run_id
+    for folder in (shared, *crash_dirs.values()):
+        _record_settings(settings, folder)
+    workflow = init_participant_wf(plan, device=resolve_device(settings.device))
+    return run_workflow(workflow, settings, crash_dirs=crash_dirs, default_crash_dir=shared)
+
+
+def _record_settings(settings: Settings, folder: Path) -> None:
+    from bids_mllm.io.files import write_text
+
+    write_text(folder / "bids-mllm.toml", settings_to_toml(settings))
+
+
+def _group(settings: Settings) -> int:
+    from bids_mllm.workflows.group import group_results, init_group_wf
+    from bids_mllm.workflows.group_report import write_group_report
+    from bids_mllm.workflows.run import Failure, describe, run_workflow
+
+    results = group_results(settings)
+    if settings.dry_run:
+        for result in results:
+            sys.stdout.write(f"{result.name.participant}\t{result.name.space}\t{result.model}\n")
+        return OK
+    failures: tuple[Failure, ...] = ()
+    if not (settings.reports_only or settings.boilerplate_only):
+        shared = settings.output_dir / "logs" / uuid.uuid4().hex[:12]
+        _record_settings(settings, shared)
+        workflow = init_group_wf(settings, results)
+        failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
+    status = CRASH if failures else OK
+    try:
+        path = write_group_report(settings, results, failures=failures)
+        logger.info("Report: %s", path)
+    except Exception:
+        logger.exception("The group report could not be written; the maps and tables are there.")
+        status = CRASH
+    for line in describe(failures):
+        logger.error("%s", line)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

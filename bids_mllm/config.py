@@ -1,0 +1,249 @@
+"""Settings of one call: a frozen value, made from TOML and the command line, handed down to whoever needs it."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bids_mllm.exceptions import UsageError
+from bids_mllm.records import Pooling, WindowPosition
+
+GIB = 1024.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the user can set. Paths are absolute; empty tuples and None mean no restriction."""
+
+    bids_dir: Path
+    output_dir: Path
+    analysis_level: str
+    participant_label: tuple[str, ...] = ()
+    session_label: tuple[str, ...] = ()
+    task_id: tuple[str, ...] = ()
+    run_id: tuple[int, ...] = ()
+    bids_filter_file: Path | None = None
+    bids_database_dir: Path | None = None
+    skip_bids_validation: bool = False
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    space: tuple[str, ...] = ("MNI152NLin2009cAsym",)
+    stimuli_dir: Path | None = None
+    stimulus_map: Path | None = None
+    window: float | None = None
+    window_position: WindowPosition = "end"
+    models: tuple[str, ...] = ("motionenergy", "melspectrogram")
+    model_revision: str | None = None
+    allow_download: bool = False
+    instructions: tuple[str, ...] = ()
+    instructions_file: Path | None = None
+    poolings: tuple[Pooling, ...] = ("generated", "media")
+    max_new_tokens: int = 8
+    layers: tuple[int, ...] = ()
+    feature_table: Mapping[str, Path] = field(default_factory=dict)
+    features_dir: Path | None = None
+    confounds: str = "simple"
+    high_pass: float = 0.0078125
+    delays: tuple[int, ...] = (1, 2, 3, 4, 5)
+    alphas: tuple[float, float, int] = (1e-1, 1e9, 11)
+    test_task: tuple[str, ...] = ()
+    n_folds: int = 5
+    atlas: tuple[Path, ...] = ()
+    work_dir: Path = Path("work")
+    nprocs: int = 1
+    omp_nthreads: int = 1
+    mem_mb: float = 4 * GIB
+    device: str = "auto"
+    n_gpu_procs: int = 1
+    use_plugin: Path | None = None
+    random_seed: int = 0
+    sloppy: bool = False
+    stop_on_first_crash: bool = False
+    clean_workdir: bool = False
+    resource_monitor: bool = False
+    reports_only: bool = False
+    boilerplate_only: bool = False
+    md_only_boilerplate: bool = False
+    dry_run: bool = False
+    verbose: int = 0
+
+    @property
+    def store_dir(self) -> Path:
+        """Folder of the feature store: ``--features-dir``, else ``sourcedata/features`` of the output."""
+        return self.features_dir or self.output_dir / "sourcedata" / "features"
+
+    @property
+    def stimuli_root(self) -> Path:
+        """Folder of the stimuli: ``--stimuli-dir``, else ``stimuli`` of the raw data set."""
+        return self.stimuli_dir or self.bids_dir / "stimuli"
+
+
+#: Settings that say what to do in this call, not how; a settings file never brings them back.
+ONE_CALL = frozenset({"reports_only", "boilerplate_only", "dry_run", "verbose"})
+
+
+def settings_to_toml(settings: Settings) -> str:
+    """Write settings as TOML; `read_settings_file` reads it back."""
+    import tomli_w
+
+    values = {name: _plain(value) for name, value in asdict(settings).items() if value is not None}
+    return tomli_w.dumps({name: value for name, value in values.items() if name not in ONE_CALL})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Read settings that a former run wrote, with the types of `Settings`.
+
+    Raises
+    ------
+    UsageError
+        When the file cannot be read or names a setting that does not exist; lists all that are unknown.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The settings file {path} cannot be read ({error}); expected TOML.") from error
+    known = {f.name: f.type for f in fields(Settings)}
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise UsageError(
+            f"The settings file {path} has unknown settings {', '.join(unknown)}; known are "
+            f"{', '.join(sorted(known))}."
+        )
+    return {name: _typed(path, name, value) for name, value in content.items() if name not in ONE_CALL}
+
+
+_PATHS = {
+    "bids_dir", "output_dir", "bids_filter_file", "bids_database_dir", "stimuli_dir", "stimulus_map",
+    "instructions_file", "features_dir", "work_dir", "use_plugin",
+}  # fmt: skip
+
+
+def _typed(path: Path, name: str, value: Any) -> Any:
+    default = next(f.default for f in fields(Settings) if f.name == name)
+    if name in _PATHS:
+        return Path(value)
+    if name == "atlas":
+        return tuple(Path(item) for item in value)
+    if name in ("derivatives", "feature_table"):
+        return {key: Path(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise UsageError(f"{path}: {name} is {value!r}, but must be true or false.")
+    return value
+
+
+def available_cpus() -> int:
+    """Processors that this process may use: by Slurm, else by CPU affinity and control group."""
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    n_cpus = int(slurm) if slurm.isdigit() else len(os.sched_getaffinity(0))
+    quota = _read_words("/sys/fs/cgroup/cpu.max")
+    if len(quota) == 2 and quota[0].isdigit():
+        n_cpus = min(n_cpus, max(1, int(quota[0]) // int(quota[1])))
+    return max(1, n_cpus)
+
+
+def available_memory_mb() -> float:
+    """Memory that this process may use in MiB: by Slurm, else the control group's or the machine's, less a tenth."""
+    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
+    if slurm.isdigit():
+        return float(slurm)
+    import psutil
+
+    total = float(psutil.virtual_memory().total)
+    limit = _read_words("/sys/fs/cgroup/memory.max")
+    if limit and limit[0].isdigit():
+        total = min(total, float(limit[0]))
+    return 0.9 * total / GIB**2
+
+
+def _read_words(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="ascii").split()
+    except OSError:
+        return []
+
+
+def parse_memory(text: str) -> float:
+    """Return MiB from a number with a suffix K, M, G or T; MiB without one."""
+    factors = {"K": 1 / GIB, "M": 1.0, "G": GIB, "T": GIB**2}
+    digits = text.strip().upper().removesuffix("B").removesuffix("I")
+    suffix = digits[-1:] if digits[-1:] in factors else "M"
+    try:
+        value = float(digits.removesuffix(suffix)) * factors[suffix]
+    except ValueError:
+        raise UsageError(f"--mem is {text!r}, but must be a number with K, M, G or T, such as 16G.") from None
+    if value <= 0:
+        raise UsageError(f"--mem is {text!r}, but must be above 0.")
+    return value
+
+
+def check_settings(settings: Settings) -> None:
+    """Check what needs no look into the data; report every fault in one `UsageError`."""
+    faults = [*_path_faults(settings), *_value_faults(settings)]
+    if faults:
+        raise UsageError(" ".join(faults))
+
+
+def _path_faults(s: Settings) -> list[str]:
+    faults = []
+    if not s.bids_dir.is_dir():
+        faults.append(f"The BIDS folder {s.bids_dir} does not exist; give the root of a BIDS data set.")
+    if s.output_dir == s.bids_dir:
+        faults.append(
+            f"The output folder {s.output_dir} is the BIDS folder itself; choose another, such as "
+            f"{s.bids_dir / 'derivatives' / 'bids-mllm'}."
+        )
+    if s.work_dir == s.bids_dir or s.bids_dir in s.work_dir.parents:
+        faults.append(f"The work folder {s.work_dir} lies inside the BIDS folder; choose another with --work-dir.")
+    files = {
+        "--bids-filter-file": s.bids_filter_file,
+        "--stimulus-map": s.stimulus_map,
+        "--instructions-file": s.instructions_file,
+        "--use-plugin": s.use_plugin,
+    }
+    faults += [f"{name}: there is no file {path}." for name, path in files.items() if path and not path.is_file()]
+    faults += [f"--atlas: there is no file {path}." for path in s.atlas if not path.is_file()]
+    folders = {f"--feature-table {name}": path for name, path in s.feature_table.items()}
+    folders |= {"--stimuli-dir": s.stimuli_dir} if s.stimuli_dir else {}
+    faults += [f"{name}: there is no folder {path}." for name, path in folders.items() if not path.is_dir()]
+    return faults
+
+
+def _value_faults(s: Settings) -> list[str]:
+    checks = {
+        f"--window is {s.window}, but must be above 0 seconds.": s.window is not None and s.window <= 0,
+        f"--delays are {s.delays}, but must be unique whole TRs from 0 up.": not s.delays
+        or min(s.delays) < 0
+        or len(set(s.delays)) != len(s.delays),
+        f"--high-pass is {s.high_pass}, but must be 0 (none) or above, in Hz.": s.high_pass < 0,
+        f"--alphas are {s.alphas}, but must be LOWEST HIGHEST NUMBER with 0 < LOWEST < HIGHEST and NUMBER from 2.": (
+            not 0 < s.alphas[0] < s.alphas[1] or s.alphas[2] < 2
+        ),
+        f"--n-folds is {s.n_folds}, but must be 2 or more.": s.n_folds < 2,
+        f"--max-new-tokens is {s.max_new_tokens}, but must be 1 or more.": s.max_new_tokens < 1,
+        f"--nprocs is {s.nprocs}, but must be 1 or more.": s.nprocs < 1,
+        f"--omp-nthreads is {s.omp_nthreads}, but must be 1 or more.": s.omp_nthreads < 1,
+        f"--n-gpu-procs is {s.n_gpu_procs}, but must be 1 or more.": s.n_gpu_procs < 1,
+        "--models and --feature-table are both empty; ask for at least one.": not s.models and not s.feature_table,
+        f"--feature-table names must be letters and digits and differ from --models; got "
+        f"{', '.join(s.feature_table)}.": any(not name.isalnum() for name in s.feature_table)
+        or bool(set(s.feature_table) & {m.partition("=")[0] for m in s.models}),
+        "--space must name at least one space.": not s.space,
+    }
+    volumetric = [space for space in s.space if space in ("fsLR", "fsaverage", "fsaverage5", "fsaverage6", "fsnative")]
+    if volumetric:
+        checks[
+            f"--space {', '.join(volumetric)} is a surface space; this version reads NIfTI volumes, such as "
+            "MNI152NLin2009cAsym or T1w."
+        ] = True
+    return [sentence for sentence, wrong in checks.items() if wrong]

@@ -1,0 +1,1 @@
+"""What is there: runs with their files and clocks, events, stimuli."""

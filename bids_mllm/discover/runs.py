@@ -1,0 +1,235 @@
+"""Functional runs in the spaces asked for, with their masks, confounds and clocks."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_mllm.discover.events import find_events
+from bids_mllm.discover.names import BidsName, FolderIndex, parse_name, read_json
+from bids_mllm.exceptions import InputDataError, UsageError
+from bids_mllm.records import DroppedRun, Run
+
+logger = logging.getLogger(__name__)
+
+#: Header and sidecar may differ by the float32 of the header.
+TR_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class RunQuery:
+    """Which runs are asked for; empty tuples mean all."""
+
+    participants: tuple[str, ...]
+    spaces: tuple[str, ...]
+    sessions: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    runs: tuple[int, ...] = ()
+    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def find_runs(layout: Any, bids_dir: Path, fmriprep_dir: Path, query: RunQuery) -> tuple[Run, ...]:
+    """Return every run that matches, in order of participant, session, task and run.
+
+    A run whose file is not there (a dangling git-annex link) is returned with ``bold=None`` and no
+    volumes, so that it can be listed.
+
+    Raises
+    ------
+    UsageError
+        When nothing matches; says what was asked for and what there is.
+    InputDataError
+        When a mask has another shape than its BOLD, or header and sidecar disagree about the TR.
+    """
+    folders = FolderIndex()
+    bolds = _select(layout, query, "bold", suffix="bold", extension=[".nii.gz", ".nii"], space=list(query.spaces))
+    bolds = [name for name in bolds if name.entities.get("desc", "preproc") == "preproc"]
+    if not bolds:
+        raise UsageError(_nothing_matches(layout, query))
+    masks = _select(layout, query, "mask", suffix="mask", extension=[".nii.gz", ".nii"], desc="brain")
+    confounds = _select(
+        layout, query, "confounds", suffix=["timeseries", "regressors"], extension=".tsv", desc="confounds"
+    )
+    clocks = _Clocks(bids_dir, fmriprep_dir, folders)
+    runs = [_make_run(bold, masks, confounds, clocks) for bold in bolds]
+    return tuple(sorted(runs, key=lambda r: (r.participant, r.space, r.session or "", r.task, r.run or 0)))
+
+
+def usable_runs(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[DroppedRun, ...]]:
+    """Split off the runs that cannot be used, each with its reason."""
+    usable, dropped = [], []
+    for run in runs:
+        if run.bold is None:
+            reason = "the BOLD file is not here (a link to content that was not fetched); run datalad get on it"
+            dropped.append(DroppedRun(run.participant, run.label, reason))
+        elif not run.showings:
+            reason = run.showings_rule or "no events file applies to it and no --stimulus-map row names it"
+            dropped.append(DroppedRun(run.participant, run.label, reason))
+        else:
+            usable.append(run)
+    return tuple(usable), tuple(dropped)
+
+
+def _select(layout: Any, query: RunQuery, name: str, **entities: Any) -> list[BidsName]:
+    """PyBIDS query with the user's filters, as parsed names."""
+    from bids.layout import Query
+
+    wanted = {
+        "subject": list(query.participants),
+        "session": list(query.sessions) or None,
+        "task": list(query.tasks) or None,
+        "run": list(query.runs) or None,
+    }
+    wanted = {key: value for key, value in wanted.items() if value is not None} | entities
+    for key, value in query.filters.get(name, {}).items():
+        wanted[key] = Query.NONE if value is None else Query.ANY if value == "*" else value
+    paths = layout.get(return_type="filename", invalid_filters="allow", **wanted)
+    parsed = (parse_name(Path(path)) for path in sorted(paths))
+    return [found for found in parsed if found is not None]
+
+
+def _nothing_matches(layout: Any, query: RunQuery) -> str:
+    there = {
+        "spaces": layout.get_spaces(suffix="bold") if hasattr(layout, "get_spaces") else [],
+        "tasks": layout.get_tasks(),
+        "sessions": layout.get_sessions(),
+    }
+    asked = {
+        "space": query.spaces,
+        "participant": query.participants,
+        "session": query.sessions,
+        "task": query.tasks,
+        "run": query.runs,
+    }
+    words = "; ".join(f"{key} {', '.join(map(str, value))}" for key, value in asked.items() if value)
+    found = "; ".join(f"{key} {', '.join(map(str, value)) or 'none'}" for key, value in there.items())
+    return f"No preprocessed NIfTI BOLD file matches {words}; the derivative has {found}."
+
+
+@dataclass(frozen=True)
+class _Clocks:
+    """Where the timing of a run is read from."""
+
+    bids_dir: Path
+    fmriprep_dir: Path
+    folders: FolderIndex
+
+    def sidecar(self, bold: BidsName) -> dict[str, Any]:
+        """Metadata of a derivative BOLD: the raw sidecars first, then its own; a derivative sidecar of
+        the same run in another space gives the TR where none of these does.
+        """
+        raw_folder = self.bids_dir / bold.path.parent.relative_to(self.fmriprep_dir)
+        entities = {k: v for k, v in bold.entities.items() if k not in ("space", "desc", "res", "den")}
+        raw = self.folders.inherited(self.bids_dir, raw_folder, entities, suffix="bold", extension=".json")
+        own = self.folders.inherited(
+            self.fmriprep_dir, bold.path.parent, bold.entities, suffix="bold", extension=".json"
+        )
+        merged: dict[str, Any] = {}
+        for name in raw:
+            merged |= {k: v for k, v in read_json(name.path).items() if k == "RepetitionTime"}
+        for name in own:
+            merged |= read_json(name.path)
+        if "RepetitionTime" not in merged:
+            merged |= self._sibling(bold)
+        return merged
+
+    def _sibling(self, bold: BidsName) -> dict[str, Any]:
+        for name in self.folders.names(bold.path.parent):
+            if name.suffix == "bold" and name.extension == ".json" and name.run_key == bold.run_key:
+                repetition_time = read_json(name.path).get("RepetitionTime")
+                if repetition_time is not None:
+                    return {"RepetitionTime": repetition_time}
+        return {}
+
+
+def _make_run(
+    bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[BidsName], clocks: _Clocks
+) -> Run:
+    sidecar = clocks.sidecar(bold)
+    present = bold.path.exists()
+    mask = _same_grid(bold, masks)
+    shape, header_tr = _read_header(bold.path) if present else ((0, 0, 0, 0), 0.0)
+    if present and mask is not None:
+        _check_mask(bold.path, shape, mask)
+    repetition_time = _repetition_time(bold.path, sidecar, header_tr)
+    confound = next((name.path for name in confounds if name.run_key == bold.run_key), None)
+    run = bold.entities.get("run")
+    return Run(
+        participant=bold.entities["sub"],
+        session=bold.entities.get("ses"),
+        task=bold.entities.get("task", ""),
+        run=int(run) if run and run.isdigit() else None,
+        space=bold.entities.get("space", ""),
+        bold=bold.path if present else None,
+        mask=mask,
+        confounds=confound,
+        repetition_time=repetition_time,
+        start_time=_start_time(sidecar, repetition_time),
+        n_volumes=shape[3],
+        events=find_events(clocks.bids_dir, bold, clocks.folders),
+        resolution=bold.entities.get("res"),
+    )
+
+
+def _same_grid(bold: BidsName, masks: Sequence[BidsName]) -> Path | None:
+    keys = ("space", "res")
+    for name in masks:
+        same = all(name.entities.get(key) == bold.entities.get(key) for key in keys)
+        if same and name.run_key == bold.run_key and name.path.exists():
+            return name.path
+    return None
+
+
+def _read_header(path: Path) -> tuple[tuple[int, int, int, int], float]:
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        header = nib.load(path).header
+    except (ImageFileError, OSError, EOFError) as error:
+        raise InputDataError(f"{path} cannot be read as an image ({error}); fetch or preprocess it again.") from error
+    shape = header.get_data_shape()
+    if len(shape) != 4:
+        raise InputDataError(f"{path} has the shape {shape}; expected a 4-D BOLD series.")
+    zooms = header.get_zooms()
+    unit = header.get_xyzt_units()[1]
+    scale = {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
+    return shape, float(np.round(float(zooms[3]) * scale, 6))
+
+
+def _check_mask(bold: Path, shape: Sequence[int], mask: Path) -> None:
+    import nibabel as nib
+
+    mask_shape = nib.load(mask).shape
+    if tuple(mask_shape[:3]) != tuple(shape[:3]):
+        raise InputDataError(
+            f"The mask {mask} has the shape {tuple(mask_shape)} but its BOLD {bold.name} has "
+            f"{tuple(shape[:3])}; both must be on one grid: preprocess the run again or remove the mask."
+        )
+
+
+def _repetition_time(bold: Path, sidecar: Mapping[str, Any], header_tr: float) -> float:
+    stated = sidecar.get("RepetitionTime")
+    if stated is None:
+        if header_tr <= 0:
+            raise InputDataError(
+                f"Neither a sidecar nor the header gives the RepetitionTime of {bold}; write it into "
+                f"{bold.name.partition('.')[0]}.json."
+            )
+        return header_tr
+    if header_tr > 0 and abs(float(stated) - header_tr) > TR_TOLERANCE:
+        raise InputDataError(
+            f"RepetitionTime is {float(stated):g} s in the sidecar of {bold} but {header_tr:g} s in its "
+            "header; correct the wrong one."
+        )
+    return float(stated)
+
+
+def _start_time(sidecar: Mapping[str, Any], repetition_time: float) -> float:
+    """StartTime, else the middle of the TR where slice timing was corrected, else 0."""
+    if "StartTime" in sidecar:
+        return float(sidecar["StartTime"])
+    return 0.5 * repetition_time if sidecar.get("SliceTimingCorrected") is True else 0.0

@@ -1,0 +1,1 @@
+"""What the models see and say: registry, instructions, extraction, feature tables."""

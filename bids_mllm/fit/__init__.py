@@ -1,0 +1,1 @@
+"""Learn: delays within a run, scaling per run, folds that keep repeats together, and ridge."""

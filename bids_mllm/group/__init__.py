@@ -1,0 +1,1 @@
+"""Summaries over participants: means with counts, choices, and descriptive comparisons of models."""

@@ -1,0 +1,1 @@
+"""Thin nipype interfaces: load through io, call the rooms, save through io."""

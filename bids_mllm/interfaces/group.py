@@ -1,0 +1,180 @@
+"""Nodes of the group level."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+
+from bids_mllm.exceptions import InputDataError
+from bids_mllm.group.maps import group_choice, mean_maps
+from bids_mllm.group.tables import compare_models
+from bids_mllm.io.derivatives import MapName, outputs, write_map, write_table
+from bids_mllm.io.files import write_json
+from bids_mllm.io.results import ModelResult, find_results, roi_tables, stack_maps
+from bids_mllm.records import FloatArray
+
+
+class _GroupInputSpec(BaseInterfaceInputSpec):
+    output_dir = traits.Str(mandatory=True)
+    participants = traits.List(traits.Str(), mandatory=True)
+    task = traits.Str(mandatory=True)
+    space = traits.Str(mandatory=True)
+    resolution = traits.Str("", usedefault=True)
+    signatures = traits.Str(mandatory=True, desc="sizes and times of the inputs, so that changed ones run again")
+    app_version = traits.Str(mandatory=True)
+
+
+class _ModelInputSpec(_GroupInputSpec):
+    model = traits.Str(mandatory=True)
+
+
+class _GroupOutputSpec(TraitedSpec):
+    written = File(exists=True, desc="JSON list of the files written")
+
+
+class SummariseModel(SimpleInterface):
+    """Write mean maps of one model over participants, and its best condition and layer."""
+
+    input_spec = _ModelInputSpec
+    output_spec = _GroupOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        results = _results(self.inputs, model=self.inputs.model)
+        name = MapName(None, self.inputs.task, self.inputs.space, self.inputs.resolution or None)
+        written = write_group_model(results, name)
+        self._results["written"] = _listed(runtime, written)
+        return runtime
+
+
+class SummariseTables(SimpleInterface):
+    """Write the ROI table of all participants and models, and model against model per participant."""
+
+    input_spec = _GroupInputSpec
+    output_spec = _GroupOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        results = _results(self.inputs, model=None)
+        name = MapName(None, self.inputs.task, self.inputs.space, self.inputs.resolution or None)
+        written = [*write_roi_tables(results, name), *write_comparison(results, name)]
+        self._results["written"] = _listed(runtime, written)
+        return runtime
+
+
+def _listed(runtime: Any, written: Sequence[Path]) -> str:
+    path = Path(runtime.cwd) / "written.json"
+    write_json(path, [str(item) for item in written])
+    return str(path)
+
+
+def _results(inputs: Any, *, model: str | None) -> tuple[ModelResult, ...]:
+    wanted = (inputs.task, inputs.space, inputs.resolution or None)
+    found = find_results(Path(inputs.output_dir), inputs.participants)
+    return tuple(
+        result
+        for result in found
+        if (result.name.task, result.name.space, result.name.resolution) == wanted
+        and (model is None or result.model == model)
+    )
+
+
+def write_group_model(results: Sequence[ModelResult], name: MapName) -> list[Path]:
+    """Write the group maps of one model.
+
+    The mean, its standard error and the number of participants of each condition and of the nested choice; and
+    the condition and layer with the highest training-internal score on average over participants.
+    """
+    first = results[0].sidecar()
+    conditions, layers = first["Conditions"], first["Layers"]
+    _same_read_outs(results, conditions, layers)
+    facts = {
+        "Model": first["Model"],
+        "Participants": [result.name.participant for result in results],
+        "Conditions": conditions,
+        "Layers": layers,
+        "Averaging": "mean over participants with a value, without Fisher's z",
+    }
+    written = _write_means(results, name, "best", facts)
+    for condition in conditions:
+        written += _write_means(results, name, condition, facts)
+    return written + _write_choice(results, name, facts)
+
+
+def _same_read_outs(results: Sequence[ModelResult], conditions: list[str], layers: list[int]) -> None:
+    for result in results[1:]:
+        sidecar = result.sidecar()
+        if sidecar["Conditions"] != conditions or sidecar["Layers"] != layers:
+            raise InputDataError(
+                f"sub-{result.name.participant} and sub-{results[0].name.participant} have other instructions, "
+                f"poolings or layers of {result.model}; run the participant level of both with the same options."
+            )
+
+
+def _write_means(
+    results: Sequence[ModelResult], name: MapName, desc: str, facts: dict[str, Any]
+) -> list[Path]:
+    stacked, mask, affine = stack_maps(results, "r", desc)
+    output_dir = results[0].output_dir
+    written = []
+    mean, sem, n = mean_maps(list(stacked))
+    for stat, values in (("r", mean), ("sem", sem), ("n", n.astype(np.float32))):
+        path = name.path(output_dir, model=results[0].model, stat=stat, desc=desc)
+        write_map(path, values, mask, affine, outputs()["maps"][stat] | facts)
+        written.append(path)
+    return written
+
+
+def _write_choice(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
+    per_condition = []
+    for condition in facts["Conditions"]:
+        stacked, mask, affine = stack_maps(results, "cvr2", condition)
+        per_condition.append(stacked if stacked.ndim == 3 else stacked[:, None, :])
+    condition, layer = group_choice(np.stack(per_condition, axis=1))
+    numbers = np.asarray(facts["Layers"], dtype=np.float32)[np.maximum(layer, 0)]
+    chosen: dict[str, FloatArray] = {
+        "bestcondition": np.where(condition >= 0, condition, np.nan),
+        "bestlayer": np.where(layer >= 0, numbers, np.nan),
+    }
+    written = []
+    for stat, values in chosen.items():
+        path = name.path(results[0].output_dir, model=results[0].model, stat=stat)
+        extra = {"Choice": "highest training-internal R2, mean over participants"}
+        write_map(path, values, mask, affine, outputs()["maps"][stat] | facts | extra)
+        written.append(path)
+    return written
+
+
+def write_roi_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
+    """Write, for each atlas, the rows of all participants and models as one long table."""
+    declared = outputs()["tables"]["scores"]
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in results:
+        for atlas, own in roi_tables(result).items():
+            rows[atlas] += own
+    written = []
+    for atlas, own in rows.items():
+        path = name.path(results[0].output_dir, extension=".tsv", stat="scores", atlas=atlas)
+        write_table(path, own, declared["Columns"], {"Description": declared["Description"]})
+        written.append(path)
+    return written
+
+
+def write_comparison(results: Sequence[ModelResult], name: MapName) -> list[Path]:
+    """Write model against model for each participant, on the voxels that both scored."""
+    models = list(dict.fromkeys(result.model for result in results))
+    by_participant: dict[str | None, dict[str, ModelResult]] = defaultdict(dict)
+    for result in results:
+        by_participant[result.name.participant][result.model] = result
+    rows: list[dict[str, Any]] = []
+    for participant, own in by_participant.items():
+        best = {}
+        for model in models:
+            if model in own:
+                best[model] = own[model].map("r", "best")[0].reshape(1, -1)
+        rows += compare_models(best, participants=[str(participant)])
+    declared = outputs()["tables"]["modelcomparison"]
+    path = name.path(results[0].output_dir, extension=".tsv", stat="modelcomparison")
+    write_table(path, rows, declared["Columns"], {"Description": declared["Description"]})
+    return [path]

@@ -1,0 +1,136 @@
+"""From a design to the stacked rows that the fit sees; plain functions, usable without nipype."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bids_mllm.fit.delays import delay_rows, delayed_valid
+from bids_mllm.fit.folds import group_repeats, make_folds
+from bids_mllm.fit.scaling import high_pass_rows, zscore_segments
+from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, ParticipantDesign
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which volumes take part, and how they are split.
+
+    Attributes
+    ----------
+    delays
+        TRs.
+    usable
+        One array a run: volumes whose own and delayed windows are complete.
+    segments
+        One array a run: the segment in which each volume is scaled; runs, or the contiguous parts of a run
+        that must be cut.
+    run_of_row : (n_rows,) int
+    segment_of_row : (n_rows,) int
+    folds
+    """
+
+    delays: tuple[int, ...]
+    usable: tuple[BoolArray, ...]
+    segments: tuple[IntArray, ...]
+    run_of_row: IntArray
+    segment_of_row: IntArray
+    folds: tuple[Fold, ...]
+
+
+def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int) -> Rows:
+    """Select the rows of a design and split them.
+
+    Where all runs show the same film, or there is one run, contiguous parts of it are held out in turn and
+    ``max(delay, window)`` TRs on both sides of the held-out part are left out of training.
+    """
+    usable = tuple(delayed_valid(windows.valid, delays) for windows in design.windows)
+    groups = group_repeats([set(windows.stim_files) for windows in design.windows])
+    position = _positions(design, single_run=len(design.runs) == 1)
+    run_of_row = np.concatenate([np.full(int(rows.sum()), number) for number, rows in enumerate(usable)])
+    position_of_row = np.concatenate([at[rows] for at, rows in zip(position, usable, strict=True)])
+    folds = make_folds(
+        run_of_row,
+        position_of_row,
+        groups,
+        run_names=[run.label for run in design.runs],
+        test_runs=design.test_runs,
+        n_folds=n_folds,
+        purge=_purge_seconds(design, delays),
+    )
+    segments = _segments(position, folds, position_of_row, cut=len(set(groups)) == 1)
+    segment_of_row = np.concatenate([at[rows] for at, rows in zip(segments, usable, strict=True)])
+    return Rows(tuple(delays), usable, segments, run_of_row, segment_of_row, folds)
+
+
+def _positions(design: ParticipantDesign, *, single_run: bool) -> list[FloatArray]:
+    """Seconds of each volume: on the run's clock for a single run, on the film's for repeats."""
+    if single_run:
+        run = design.runs[0]
+        return [run.start_time + np.arange(run.n_volumes) * run.repetition_time]
+    return [windows.start for windows in design.windows]
+
+
+def _purge_seconds(design: ParticipantDesign, delays: Sequence[int]) -> float:
+    """One TR more than max(delay, window) TRs: rows nearer than that are purged, so that number of TRs is."""
+    purge = 0.0
+    for run, windows in zip(design.runs, design.windows, strict=True):
+        window_trs = max(int(np.ceil(grid.length / grid.step - 1e-6)) for grid in windows.grids)
+        purge = max(purge, (max(*delays, window_trs) + 1) * run.repetition_time)
+    return purge
+
+
+def _segments(
+    position: Sequence[FloatArray], folds: Sequence[Fold], position_of_row: FloatArray, *, cut: bool
+) -> tuple[IntArray, ...]:
+    """Number the segments over all runs; with `cut` each part of a run that a fold holds out is one."""
+    if not cut:
+        return tuple(np.full(len(at), number) for number, at in enumerate(position))
+    edges = np.sort([position_of_row[fold.test].min() for fold in folds])[1:]
+    parts = [np.searchsorted(edges, at, side="right") for at in position]
+    return tuple(number * len(folds) + part for number, part in enumerate(parts))
+
+
+def stack_targets(series: FloatArray, rows: Rows) -> FloatArray:
+    """Select and z-score the rows of the cleaned BOLD, (n_volumes of all runs, V) -> (n_rows, V)."""
+    return zscore_segments(series[np.concatenate(rows.usable)], rows.segment_of_row)
+
+
+def stack_features(
+    design: ParticipantDesign,
+    rows: Rows,
+    read: Callable[[int, int], FloatArray],
+    *,
+    high_pass: float,
+) -> FloatArray:
+    """Build the delayed, z-scored design matrix of one feature space, shape (n_rows, n_features * n_delays).
+
+    Parameters
+    ----------
+    read
+        ``read(run, showing)`` gives the features (n_windows, n_features) of that playback's stimulus.
+    high_pass
+        Hz; the drifts taken out of the BOLD are taken out of the features too.
+    """
+    parts = []
+    for number, (run, windows) in enumerate(zip(design.runs, design.windows, strict=True)):
+        X = _by_volume(number, run.n_volumes, windows.showing, windows.index, read)
+        valid: BoolArray = np.asarray(np.isfinite(X).all(axis=1))
+        filtered = high_pass_rows(X, valid, repetition_time=run.repetition_time, high_pass=high_pass)
+        scaled = zscore_segments(filtered, rows.segments[number])
+        parts.append(delay_rows(scaled, rows.delays)[rows.usable[number]])
+    return np.concatenate(parts)
+
+
+def _by_volume(
+    run: int, n_volumes: int, showing: IntArray, index: IntArray, read: Callable[[int, int], FloatArray]
+) -> FloatArray:
+    X: FloatArray | None = None
+    for number in np.unique(showing[showing >= 0]):
+        features = read(run, int(number))
+        if X is None:
+            X = np.full((n_volumes, features.shape[1]), np.nan)
+        mine = showing == number
+        X[mine] = features[index[mine]]
+    if X is None:
+        raise ValueError(f"Run {run} has no volume with a complete window.")
+    return X

@@ -1,0 +1,175 @@
+"""Names, maps and sidecars of the output data set."""
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from bids_mllm.io.bold import to_volume
+from bids_mllm.io.files import atomic_path, read_tsv, write_json, write_text, write_tsv
+from bids_mllm.records import BoolArray, FloatArray
+
+logger = logging.getLogger("bids_mllm")
+
+BIDS_VERSION = "1.11.1"
+CODE_URL = "https://github.com/bids-mllm/bids-mllm"
+# Without trailing slashes: a line `figures/` would silence the content but not the folder.
+BIDSIGNORE = ("*.html", "**/figures", "**/log", "*_statmap.*", "*_features.*", "group")
+MAX_TASK_LABEL = 40
+
+
+def outputs() -> dict[str, Any]:
+    """Return the declaration of every map and table that the app writes."""
+    content: dict[str, Any] = json.loads((files("bids_mllm") / "data" / "outputs.json").read_text(encoding="utf-8"))
+    return content
+
+
+def pybids_config() -> Path:
+    """Return the PyBIDS configuration that knows the entities of this app's outputs (model, stat, ...)."""
+    return Path(str(files("bids_mllm") / "data" / "bids_config.json"))
+
+
+def film_label(tasks: Sequence[str]) -> str:
+    """Name a set of tasks by their films: ``life01 life02`` -> ``life``; several joined by ``+``."""
+    films = sorted({re.sub(r"[0-9]+$", "", task) or task for task in tasks})
+    label = "+".join(films)
+    return label if len(label) <= MAX_TASK_LABEL else f"{len(films)}films"
+
+
+@dataclass(frozen=True)
+class MapName:
+    """Entities of one output file of a participant, or of the group when `participant` is None."""
+
+    participant: str | None
+    task: str
+    space: str
+    resolution: str | None = None
+
+    def path(
+        self,
+        output_dir: Path,
+        *,
+        suffix: str = "statmap",
+        extension: str = ".nii.gz",
+        model: str | None = None,
+        stat: str | None = None,
+        desc: str | None = None,
+        atlas: str | None = None,
+    ) -> Path:
+        """Return the path of an output; None leaves the entity out."""
+        entities = {
+            "sub": self.participant,
+            "task": self.task,
+            "space": self.space,
+            "atlas": atlas,
+            "res": self.resolution,
+            "model": model,
+            "stat": stat,
+            "desc": desc,
+        }
+        stem = "_".join(f"{key}-{value}" for key, value in entities.items() if value)
+        folder = output_dir / ("group" if self.participant is None else f"sub-{self.participant}") / "func"
+        return folder / f"{stem}_{suffix}{extension}"
+
+
+def write_map(
+    path: Path, values: FloatArray, mask: BoolArray, affine: Any, sidecar: Mapping[str, Any]
+) -> None:
+    """Write (n_voxels,) or (n_maps, n_voxels) values of the mask as NIfTI with its sidecar; NaN elsewhere."""
+    import nibabel as nib
+
+    volume = to_volume(np.asarray(values, dtype=np.float32), mask)
+    with atomic_path(path) as scratch:
+        nib.Nifti1Image(volume, affine).to_filename(scratch)
+    write_json(sidecar_path(path), dict(sidecar))
+
+
+def write_mask(path: Path, mask: BoolArray, affine: Any, sidecar: Mapping[str, Any]) -> None:
+    """Write a mask image with its sidecar."""
+    import nibabel as nib
+
+    with atomic_path(path) as scratch:
+        nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(scratch)
+    write_json(sidecar_path(path), dict(sidecar))
+
+
+def read_map(path: Path) -> tuple[FloatArray, Any]:
+    """Return the values (x, y, z[, n_maps]) of a map and its affine."""
+    import nibabel as nib
+
+    image = nib.load(path)
+    return np.asarray(image.dataobj, dtype=np.float32), image.affine
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return the JSON beside an output."""
+    return path.with_name(path.name.partition(".")[0] + ".json")
+
+
+def write_table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str], sidecar: Mapping[str, Any]) -> None:
+    """Write a TSV and the JSON that describes its columns."""
+    write_tsv(path, rows, list(columns))
+    described = {name: {"Description": text} for name, text in columns.items()}
+    write_json(sidecar_path(path), {**sidecar, **described})
+
+
+def write_dataset_files(
+    output_dir: Path,
+    *,
+    version: str,
+    links: Mapping[str, str],
+    sources: Sequence[Mapping[str, str]],
+    licence: str | None,
+    descriptions: Mapping[str, str],
+) -> None:
+    """Write dataset_description.json, .bidsignore and descriptions.tsv.
+
+    Parallel jobs write these at once, so a lock is held; a description that an older version wrote is noticed.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "logs").mkdir(exist_ok=True)
+    with FileLock(output_dir / "logs" / ".dataset.lock", timeout=120):
+        path = output_dir / "dataset_description.json"
+        _warn_of_other_version(path, version)
+        content = {
+            "Name": "bids-mllm: encoding models of films from multimodal language models",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [{"Name": "bids-mllm", "Version": version, "CodeURL": CODE_URL}],
+            "SourceDatasets": [dict(source) for source in sources],
+            "DatasetLinks": dict(links),
+        }
+        write_json(path, content | ({"License": licence} if licence else {}))
+        write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
+        _merge_descriptions(output_dir / "descriptions.tsv", descriptions)
+
+
+def _warn_of_other_version(path: Path, version: str) -> None:
+    if not path.is_file():
+        return
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))["GeneratedBy"][0]
+    except (ValueError, KeyError, IndexError, TypeError):
+        return
+    if entry.get("Version") != version:
+        logger.warning(
+            "%s was written by %s %s, this is %s: results of two versions are side by side.",
+            path.parent,
+            entry.get("Name"),
+            entry.get("Version"),
+            version,
+        )
+
+
+def _merge_descriptions(path: Path, descriptions: Mapping[str, str]) -> None:
+    known = {row["desc_id"].removeprefix("desc-"): row["description"] for row in read_tsv(path)} if path.is_file() else {}
+    merged = known | dict(descriptions)
+    write_tsv(path, [{"desc_id": f"desc-{key}", "description": merged[key]} for key in sorted(merged)])
+

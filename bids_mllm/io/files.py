@@ -1,0 +1,93 @@
+"""Small files, written whole or not at all, and the names of outputs."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bids_mllm.exceptions import BidsMllmError, StoreError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, with its extension, that is renamed to it on success.
+
+    After an error nothing is left under either name. A full disk becomes one sentence.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    extension = path.name.partition(".")[2]
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=f".{extension}" if extension else "")
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o666 & ~_umask())
+        scratch.replace(path)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}); free space or check permissions there, and "
+            "run again: what was finished is kept."
+        ) from error
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_path(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write_text_if_changed(path: Path, text: str) -> None:
+    """Write a text file atomically unless it holds this text already, so that its time stamp tells."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a file that is not JSON raises one sentence with its name."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BidsMllmError(f"{path} cannot be read as JSON ({error}); remove it and run again.") from error
+
+
+def write_tsv(path: Path, rows: list[dict[str, Any]], columns: list[str] | None = None) -> None:
+    """Write a BIDS table atomically; None and NaN become n/a."""
+    names = columns or (list(rows[0]) if rows else [])
+    lines = ["\t".join(names)]
+    lines += ["\t".join(_cell(row.get(name)) for name in names) for row in rows]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return "n/a"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def read_tsv(path: Path) -> list[dict[str, str]]:
+    """Read a BIDS table as rows of text."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    names = lines[0].split("\t")
+    return [dict(zip(names, line.split("\t"), strict=True)) for line in lines[1:]]
+
+
+def write_array(path: Path, save: Callable[[Path], None]) -> None:
+    """Write an array file atomically with `save`, which is given the path to write to."""
+    with atomic_path(path) as scratch:
+        save(scratch)

@@ -1,0 +1,48 @@
+"""Probes of stimuli, remembered by the size and time of the file so that a film is hashed once."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bids_mllm.io.clips import probe_stimulus
+from bids_mllm.io.files import write_text
+from bids_mllm.records import Stimulus
+
+logger = logging.getLogger("bids_mllm")
+
+
+class ProbeCache:
+    """Probes stimuli; with a path, remembers what it found between calls."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        if path is not None and path.is_file():
+            try:
+                self._known = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                self._known = {}  # a damaged cache costs time, nothing else
+
+    def probe(self, stim_file: str, folder: Path) -> Stimulus:
+        """Return what is known of ``folder / stim_file``; reads the file when it is new or has changed."""
+        path = folder / stim_file
+        signature = _signature(path)
+        known = self._known.get(str(path))
+        if known is not None and known["signature"] == signature:
+            return Stimulus(**(known["stimulus"] | {"path": path, "stim_file": stim_file}))
+        logger.info("Reading %s", path)
+        stimulus = probe_stimulus(path, stim_file)
+        plain = {key: value for key, value in asdict(stimulus).items() if key != "path"}
+        self._known[str(path)] = {"signature": signature, "stimulus": plain}
+        if self._path is not None:
+            write_text(self._path, json.dumps(self._known, indent=1))
+        return stimulus
+
+
+def _signature(path: Path) -> list[int]:
+    if not path.exists():
+        return []
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

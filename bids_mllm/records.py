@@ -1,0 +1,368 @@
+"""The values that the rooms hand to one another: frozen dataclasses on numpy alone.
+
+Units are seconds (float) unless a name says otherwise; TR and window indices are integers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+BoolArray = NDArray[np.bool_]
+Media = Literal["video", "audio", "table"]
+Pooling = Literal["generated", "last", "instruction", "media", "stimulus"]
+WindowPosition = Literal["end", "center", "start"]
+
+
+@dataclass(frozen=True)
+class Showing:
+    """One continuous playback of a stimulus within a run.
+
+    Attributes
+    ----------
+    stim_file
+        Path of the stimulus relative to the stimuli folder, with forward slashes.
+    run_onset
+        Seconds on the run's clock at which the playback starts (0 = the first stored volume;
+        negative when it started before).
+    media_onset
+        Seconds on the stimulus clock at which the playback starts.
+    duration
+        Seconds of playback, or None where the events do not say.
+    """
+
+    stim_file: str
+    run_onset: float
+    media_onset: float = 0.0
+    duration: float | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One functional run of one participant in one space.
+
+    `start_time` is the time of the first volume on the run's clock (BIDS StartTime), so volume i is
+    at ``start_time + i * repetition_time``. `run` is an integer so that run-01 and run-1 are equal.
+    `showings_rule` names the rule by which the events became showings.
+    """
+
+    participant: str
+    session: str | None
+    task: str
+    run: int | None
+    space: str
+    bold: Path | None
+    mask: Path | None
+    confounds: Path | None
+    repetition_time: float
+    start_time: float
+    n_volumes: int
+    events: Path | None = None
+    showings: tuple[Showing, ...] = ()
+    showings_rule: str = ""
+    resolution: str | None = None
+
+    @property
+    def label(self) -> str:
+        """BIDS-like name of the run without participant and space, e.g. ``ses-001_task-life01_run-1``."""
+        parts = [f"ses-{self.session}"] if self.session else []
+        parts.append(f"task-{self.task}")
+        if self.run is not None:
+            parts.append(f"run-{self.run}")
+        return "_".join(parts)
+
+
+@dataclass(frozen=True)
+class DroppedRun:
+    """A run that takes no part, and the reason in one sentence."""
+
+    participant: str
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stimulus:
+    """A media file: what it holds and which bytes it is.
+
+    `video_duration` and `audio_duration` are seconds from the stimulus clock's zero to the end of the
+    chosen stream (None = no such stream); `sha256` is of the whole file.
+    """
+
+    stim_file: str
+    path: Path
+    sha256: str
+    video_duration: float | None
+    audio_duration: float | None
+    width: int = 0
+    height: int = 0
+    frame_rate: float = 0.0
+
+    def duration(self, media: Media) -> float | None:
+        """Seconds of the stream that a model of this kind of media reads."""
+        return self.audio_duration if media == "audio" else self.video_duration
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """Equally spaced windows on the clock of one stimulus.
+
+    Window k is ``[origin + k * step, origin + k * step + length)`` seconds; edges are computed from
+    these floats, never by adding up rounded steps.
+    """
+
+    origin: float
+    step: float
+    length: float
+    n_windows: int
+
+    @property
+    def starts(self) -> FloatArray:
+        """Seconds at which each window starts, shape (n_windows,)."""
+        return self.origin + np.arange(self.n_windows) * self.step
+
+    @property
+    def ends(self) -> FloatArray:
+        """Seconds at which each window ends, shape (n_windows,)."""
+        return self.starts + self.length
+
+
+@dataclass(frozen=True)
+class TRWindows:
+    """For each volume of a run, the window of the stimulus that it is paired with.
+
+    Attributes
+    ----------
+    showing : (n_trs,) int
+        Index into `stim_files` and `grids`; -1 where no complete window belongs to the volume.
+    index : (n_trs,) int
+        Row of the window in the grid of its showing; -1 where masked.
+    start, end : (n_trs,) float
+        Edges of the window in seconds on the stimulus clock; NaN where nothing is shown.
+    stim_files, grids
+        One entry a showing.
+    report
+        Plain values for the JSON: rule, rows cut before and after, unexplained seconds.
+    """
+
+    run_label: str
+    showing: IntArray
+    index: IntArray
+    start: FloatArray
+    end: FloatArray
+    stim_files: tuple[str, ...]
+    grids: tuple[WindowGrid, ...]
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> BoolArray:
+        """True for the volumes that have a complete window, shape (n_trs,)."""
+        return self.index >= 0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One window of one stimulus: seconds on the stimulus clock."""
+
+    stim_file: str
+    index: int
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class MediaRequest:
+    """What an extractor wants of each clip.
+
+    Video: `n_frames` frames at the centres of equal parts of ``[start - lead, end)``, each the frame on
+    screen at that instant, scaled to `frame_size` (height, width) when given. Audio: mono samples of
+    ``[start - lead, end)`` at `sampling_rate` Hz.
+    """
+
+    media: Literal["video", "audio"]
+    n_frames: int = 0
+    frame_size: tuple[int, int] | None = None
+    sampling_rate: int = 0
+    lead: float = 0.0
+
+
+@dataclass(frozen=True)
+class ClipMedia:
+    """The media of one clip: frames (n_frames, height, width, 3) uint8 with their times on the stimulus
+    clock (n_frames,), or audio (n_samples,) float32 in [-1, 1] at `sampling_rate` Hz.
+    """
+
+    clip: Clip
+    frames: NDArray[np.uint8] | None = None
+    frame_times: FloatArray | None = None
+    audio: NDArray[np.float32] | None = None
+    sampling_rate: int = 0
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A text that the model follows while it sees a clip; `key` is alphanumeric (e.g. ``AR``)."""
+
+    key: str
+    name: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How one feature matrix of a model was read out: a pooling, and the instruction if it has one."""
+
+    pooling: Pooling
+    instruction: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Alphanumeric label for file names, e.g. ``generatedAR``, ``media``, ``stimulus``."""
+        return f"{self.pooling}{self.instruction or ''}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as the registry records it.
+
+    `key` is the alphanumeric label of file names, `source` a hub id or a folder ('' for a model without
+    weights), `parameters` whatever its family needs and that changes a number.
+    """
+
+    key: str
+    family: str
+    media: Media
+    source: str = ""
+    revision: str | None = None
+    kind: str = "low-level"
+    licence: str = ""
+    dtype: str = "float32"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def instructed(self) -> bool:
+        """Whether the model follows instructions."""
+        return self.kind.startswith("instruction-tuned")
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """The columns of one model x condition x layer. Layer 0 is the embedding."""
+
+    model: str
+    condition: Condition
+    layer: int
+
+    @property
+    def label(self) -> str:
+        """Readable name, e.g. ``qwen25vl7b generatedAR layer 12``."""
+        return f"{self.model} {self.condition.label} layer {self.layer}"
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One outer split: rows of the stacked samples, and the inner splits of its training rows.
+
+    `inner` holds pairs (train, validation) of positions INTO `train`. `name` says what is held out.
+    """
+
+    name: str
+    train: IntArray
+    test: IntArray
+    inner: tuple[tuple[IntArray, IntArray], ...]
+
+
+@dataclass(frozen=True)
+class RidgeFit:
+    """Ridge of one feature space on one training set.
+
+    Attributes
+    ----------
+    predictions : (n_test, n_targets) float
+    best_alphas : (n_targets,) float
+    cv_r2 : (n_targets,) float
+        R2 over the inner validation rows at the best alpha; from training rows only.
+    """
+
+    predictions: FloatArray
+    best_alphas: FloatArray
+    cv_r2: FloatArray
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Scores of all feature spaces of one model in one participant; NaN for voxels set aside.
+
+    Attributes
+    ----------
+    conditions, layers
+        The axes 0 and 1 of the arrays.
+    r, r2, cv_r2, alpha : (n_conditions, n_layers, n_voxels) float32
+        Held-out Pearson r and R2 and training-internal R2 (each the mean over outer folds), and the
+        chosen alpha (geometric mean over outer folds).
+    alpha_edge : (n_conditions, n_layers, n_voxels) bool
+        True where any fold chose the first or the last alpha of the grid.
+    best_r, best_r2 : (n_voxels,) float32
+        Held-out scores of the feature space with the highest `cv_r2` in each outer fold, mean over folds.
+    best_condition, best_layer : (n_voxels,) int16
+        Index into conditions and layers of the highest mean `cv_r2`; -1 for voxels set aside.
+    condition_best_r : (n_conditions, n_voxels) float32
+        As `best_r` with the layer chosen and the condition given.
+    condition_best_layer : (n_conditions, n_voxels) int16
+    fold_names
+        What each outer fold holds out.
+    warnings
+        Sentences for the report (feature spaces without variance, ...).
+    """
+
+    model: str
+    conditions: tuple[Condition, ...]
+    layers: tuple[int, ...]
+    r: FloatArray
+    r2: FloatArray
+    cv_r2: FloatArray
+    alpha: FloatArray
+    alpha_edge: BoolArray
+    best_r: FloatArray
+    best_r2: FloatArray
+    best_condition: IntArray
+    best_layer: IntArray
+    condition_best_r: FloatArray
+    condition_best_layer: IntArray
+    fold_names: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A label image on the grid of the maps: `labels` (n_voxels,) int for the voxels of the mask, the
+    number of voxels each label has in the whole image, and the names.
+    """
+
+    name: str
+    labels: IntArray
+    indices: tuple[int, ...]
+    names: tuple[str, ...]
+    total_voxels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ParticipantDesign:
+    """What one participant's encoding in one space rests on.
+
+    `test_runs` are indices into `runs` that are held out as a fixed test set, None where runs take turns.
+    `windows` has one entry a run.
+    """
+
+    participant: str
+    space: str
+    runs: tuple[Run, ...]
+    windows: tuple[TRWindows, ...]
+    dropped: tuple[DroppedRun, ...]
+    test_runs: tuple[int, ...] | None

@@ -1,0 +1,1 @@
+"""Figures, methods text and pages; ready values come in, strings and bytes go out."""

@@ -1,0 +1,112 @@
+"""What the sections of a page are made of: ready values, each of one kind that the template knows."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG or SVG with its text alternative (what it shows, for readers who do not see it)."""
+
+    data: bytes
+    alt: str
+    caption: str = ""
+    kind: ClassVar[str] = "picture"
+
+    def __post_init__(self) -> None:
+        """Refuse a picture without a text alternative."""
+        if not self.alt.strip():
+            raise ValueError("A picture has an empty text alternative; say in a sentence what it shows.")
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as a data URI."""
+        media_type = "image/png" if self.data.startswith(b"\x89PNG") else "image/svg+xml"
+        return f"data:{media_type};base64,{base64.b64encode(self.data).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names its rows; `rows` hold one cell a column."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    kind: ClassVar[str] = "table"
+
+    def __post_init__(self) -> None:
+        """Refuse rows of another length than the header."""
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"A row of the table {self.caption!r} has {len(row)} cells, but {len(self.columns)} "
+                    "columns are named; pass one cell a column."
+                )
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """One paragraph of plain text."""
+
+    text: str
+    kind: ClassVar[str] = "paragraph"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading within a section."""
+
+    text: str
+    kind: ClassVar[str] = "heading"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """A list of sentences; `tone` colours it ('plain', 'warning' or 'error')."""
+
+    items: tuple[str, ...]
+    tone: str = "plain"
+    kind: ClassVar[str] = "bullets"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and their values, e.g. the settings of the run."""
+
+    items: Mapping[str, Cell]
+    kind: ClassVar[str] = "facts"
+
+
+@dataclass(frozen=True)
+class Article:
+    """Markdown with citations, shown with its list of references."""
+
+    markdown: str
+    bibliography: str = ""
+    kind: ClassVar[str] = "article"
+
+
+Block = Picture | Table | Paragraph | Heading | Bullets | Facts | Article
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page; where it has no blocks, the page shows the sentence `empty`."""
+
+    identifier: str
+    title: str
+    empty: str
+    blocks: tuple[Block, ...] = field(default=())
+
+
+def cell_text(value: Cell) -> str:
+    """Return a cell as text: integers whole, floats to three digits after the point, nothing as n/a."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, float):
+        return "n/a" if value != value else f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,258 @@
+"""The two pages, each one HTML file that needs nothing else to be read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bids_mllm.records import DroppedRun, Fold, Run, TRWindows
+from bids_mllm.report.citations import markdown_html
+from bids_mllm.report.content import (
+    Article,
+    Block,
+    Bullets,
+    Cell,
+    Facts,
+    Heading,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    cell_text,
+)
+from bids_mllm.report.design_charts import alignment_chart, cv_chart
+from bids_mllm.report.tables import (
+    ModelCard,
+    alignment_table,
+    cv_table,
+    dropped_table,
+    model_blocks,
+    runs_table,
+)
+
+
+@dataclass(frozen=True)
+class ReportedError:
+    """A sentence about what failed, and the name of its crash file if one was written."""
+
+    sentence: str
+    crash_file: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelPictures:
+    """Pictures of one model: its maps or its layer curves and heat map."""
+
+    model: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """The outer folds, the run of each stacked row (position in `run_labels`), and the scheme in words."""
+
+    folds: tuple[Fold, ...]
+    run_of_row: Sequence[int]
+    run_labels: tuple[str, ...]
+    words: str
+
+
+@dataclass(frozen=True)
+class ParticipantPage:
+    """The content of one participant's page.
+
+    `runs` and `windows` have one entry a run in the same order; `windows` is empty where the alignment was
+    not done. `methods` is Markdown that cites keys of `bibliography` (BibTeX).
+    """
+
+    participant: str
+    app_version: str
+    created: str
+    warnings: tuple[str, ...] = ()
+    errors: tuple[ReportedError, ...] = ()
+    summary: Mapping[str, Cell] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
+    windows: tuple[TRWindows, ...] = ()
+    dropped: tuple[DroppedRun, ...] = ()
+    models: tuple[ModelCard, ...] = ()
+    cross_validation: CrossValidation | None = None
+    scores: tuple[Table, ...] = ()
+    maps: tuple[ModelPictures, ...] = ()
+    roi_pictures: tuple[Picture, ...] = ()
+    roi_tables: tuple[Table, ...] = ()
+    layer_pictures: tuple[ModelPictures, ...] = ()
+    methods: str = ""
+    bibliography: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Cell] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GroupPage:
+    """The content of the group page; `maps` are means over participants, `best_maps` best layer and
+    instruction over participants, `comparisons` tables of model against model for each participant.
+    """
+
+    participants: tuple[str, ...]
+    app_version: str
+    created: str
+    warnings: tuple[str, ...] = ()
+    errors: tuple[ReportedError, ...] = ()
+    summary: Mapping[str, Cell] = field(default_factory=dict)
+    participant_tables: tuple[Table, ...] = ()
+    dropped: tuple[DroppedRun, ...] = ()
+    models: tuple[ModelCard, ...] = ()
+    maps: tuple[ModelPictures, ...] = ()
+    best_maps: tuple[ModelPictures, ...] = ()
+    roi_pictures: tuple[Picture, ...] = ()
+    roi_tables: tuple[Table, ...] = ()
+    layer_pictures: tuple[ModelPictures, ...] = ()
+    comparisons: tuple[Table, ...] = ()
+    methods: str = ""
+    bibliography: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Cell] = field(default_factory=dict)
+
+
+def render_participant(page: ParticipantPage) -> str:
+    """Return the participant's page as one self-contained HTML document."""
+    sections = (
+        _warnings(page.warnings),
+        _errors(page.errors),
+        _inputs(page),
+        Section("dropped", "Runs left out", "No run was left out.", _dropped(page.dropped)),
+        Section("alignment", "Alignment with the stimuli", "No run was aligned.", _alignment(page)),
+        _models(page.models),
+        Section("cv", "Cross-validation", "No cross-validation was made.",
+                _cross_validation(page.cross_validation)),
+        Section("scores", "Scores", "No table of scores was made.", page.scores),
+        Section("maps", "Maps", "No map was made.", _pictures(page.maps)),
+        Section("rois", "Regions of interest", "No atlas was given, so no region was averaged.",
+                (*page.roi_pictures, *page.roi_tables)),
+        Section("layers", "Layers", "No layer curve was made.", _pictures(page.layer_pictures)),
+        *_closing(page.methods, page.bibliography, versions=page.versions, settings=page.settings),
+    )  # fmt: skip
+    return _rendered(f"sub-{page.participant}", sections, page.app_version, page.created)
+
+
+def render_group(page: GroupPage) -> str:
+    """Return the group page as one self-contained HTML document."""
+    listed = Bullets(tuple(f"sub-{label}" for label in page.participants))
+    summary: tuple[Block, ...] = (Facts(page.summary),) if page.summary else ()
+    names: tuple[Block, ...] = (listed,) if page.participants else ()
+    sections = (
+        _warnings(page.warnings),
+        _errors(page.errors),
+        Section("participants", "Participants", "No participant has results.",
+                (*summary, *names, *page.participant_tables)),
+        Section("dropped", "Runs left out", "No run was left out.", _dropped(page.dropped)),
+        _models(page.models),
+        Section("maps", "Mean maps", "No mean map was made.", _pictures(page.maps)),
+        Section("best", "Best instruction and layer", "No map of best instructions or layers was made.",
+                _pictures(page.best_maps)),
+        Section("rois", "Regions of interest", "No atlas was given, so no region was averaged.",
+                (*page.roi_pictures, *page.roi_tables)),
+        Section("layers", "Layers", "No layer curve was made.", _pictures(page.layer_pictures)),
+        Section("comparisons", "Model against model", "No two models were compared.", page.comparisons),
+        *_closing(page.methods, page.bibliography, versions=page.versions, settings=page.settings),
+    )  # fmt: skip
+    return _rendered("Group", sections, page.app_version, page.created)
+
+
+def _warnings(warnings: tuple[str, ...]) -> Section:
+    blocks = (Bullets(warnings, "warning"),) if warnings else ()
+    return Section("warnings", "Warnings", "There are no warnings.", blocks)
+
+
+def _errors(errors: tuple[ReportedError, ...]) -> Section:
+    sentences = tuple(
+        error.sentence if error.crash_file is None else f"{error.sentence} (crash file: {error.crash_file})"
+        for error in errors
+    )
+    blocks = (Bullets(sentences, "error"),) if errors else ()
+    return Section("errors", "Errors", "No step failed.", blocks)
+
+
+def _inputs(page: ParticipantPage) -> Section:
+    blocks: list[Block] = []
+    if page.summary:
+        blocks.append(Facts(page.summary))
+    if page.runs:
+        blocks.append(runs_table(page.runs))
+    return Section("inputs", "Inputs", "No run was used.", tuple(blocks))
+
+
+def _dropped(dropped: tuple[DroppedRun, ...]) -> tuple[Block, ...]:
+    return (dropped_table(dropped),) if dropped else ()
+
+
+def _alignment(page: ParticipantPage) -> tuple[Block, ...]:
+    if not page.windows:
+        return ()
+    n_used = sum(int(windows.valid.sum()) for windows in page.windows)
+    n_volumes = sum(len(windows.index) for windows in page.windows)
+    alt = (
+        f"For each of {len(page.runs)} runs, a bar of the volumes above a bar of the stimulus on the run's "
+        f"clock; {n_volumes - n_used} of {n_volumes} volumes are masked out. "
+        "The table below gives the numbers."
+    )
+    picture = Picture(alignment_chart(page.runs, page.windows), alt, "When volumes and stimuli were there.")
+    return (picture, alignment_table(page.runs, page.windows))
+
+
+def _models(models: tuple[ModelCard, ...]) -> Section:
+    blocks = tuple(block for card in models for block in model_blocks(card))
+    return Section("models", "Models", "No model was run.", blocks)
+
+
+def _cross_validation(cv: CrossValidation | None) -> tuple[Block, ...]:
+    if cv is None:
+        return ()
+    alt = (
+        f"For each of {len(cv.folds)} outer folds, which rows of {len(cv.run_labels)} runs are used for "
+        "training, for testing, or not at all. The table below gives the numbers."
+    )
+    chart = cv_chart(cv.folds, np.asarray(cv.run_of_row), cv.run_labels)
+    picture = Picture(chart, alt, "Rows of each outer fold; runs side by side, as wide as they have rows.")
+    return (Paragraph(cv.words), picture, cv_table(cv.folds))
+
+
+def _pictures(groups: tuple[ModelPictures, ...]) -> tuple[Block, ...]:
+    blocks: list[Block] = []
+    for group in groups:
+        blocks += [Heading(group.model), *group.pictures]
+    return tuple(blocks)
+
+
+def _closing(
+    methods: str, bibliography: str, *, versions: Mapping[str, str], settings: Mapping[str, Cell]
+) -> tuple[Section, ...]:
+    """Return the sections that end both pages."""
+    article = (Article(methods, bibliography),) if methods else ()
+    return (
+        Section("methods", "Methods", "No methods text was written.", article),
+        Section("versions", "Versions", "No versions were recorded.", (Facts(versions),) if versions else ()),
+        Section("settings", "Settings", "No settings were recorded.", (Facts(settings),) if settings else ()),
+    )
+
+
+def _article_html(article: Article) -> Markup:
+    """Return the article as markup; the converter has escaped its text."""
+    body = article.markdown.removeprefix("# Methods").lstrip()
+    return Markup(markdown_html(body, article.bibliography, heading_shift=1))
+
+
+def _rendered(title: str, sections: tuple[Section, ...], app_version: str, created: str) -> str:
+    environment = Environment(
+        loader=PackageLoader("bids_mllm.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = cell_text
+    environment.filters["article"] = _article_html
+    template = environment.get_template("page.html.j2")
+    return template.render(title=title, sections=sections, app_version=app_version, created=created)

@@ -1,0 +1,128 @@
+"""Means of the maps within the regions of an atlas, as rows of a long table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from bids_mllm.records import Atlas, BoolArray, Condition, FloatArray, IntArray, ModelScores
+from bids_mllm.validation import check_same_samples
+
+BEST = "best"
+
+
+def roi_table(scores: ModelScores, atlas: Atlas) -> list[dict[str, Any]]:
+    """Mean scores of every feature space in every region.
+
+    Rows come for each condition and layer, for each condition with the layer chosen inside the training
+    rows (layer ``best``), and for the model with both chosen (condition and layer ``best``). The `cv_r2`
+    and the edge share of ``best`` rows are those of the feature space with the highest mean `cv_r2` of
+    each voxel; the held-out scores are those of the choice made in each outer fold.
+
+    Parameters
+    ----------
+    scores
+        Maps (..., n_voxels) of one participant and model.
+    atlas
+        Labels of the same voxels.
+
+    Returns
+    -------
+    rows : list of dict
+        Keys model, condition, pooling, instruction, layer (int or ``best``), roi_index, roi, n_voxels
+        (with a finite r), coverage (voxels in the mask over voxels in the whole atlas), r, r2, cv_r2
+        (means over finite voxels, NaN where there is none) and alpha_edge_share. `r2` is NaN in the
+        ``best`` rows of a condition, for which no held-out R2 is kept.
+    """
+    check_same_samples("the maps", scores.r.shape[-1], "the atlas", len(atlas.labels))
+    rows: list[dict[str, Any]] = []
+    for index, condition in enumerate(scores.conditions):
+        heads = _heads(scores.model, condition)
+        for layer_index, layer in enumerate(scores.layers):
+            place = (index, layer_index)
+            maps = {"r": scores.r[place], "r2": scores.r2[place], "cv_r2": scores.cv_r2[place]}
+            rows += _region_rows({**heads, "layer": layer}, maps, scores.alpha_edge[place], atlas)
+        rows += _condition_best_rows(scores, index, heads, atlas)
+    return rows + _model_best_rows(scores, atlas)
+
+
+def _heads(model: str, condition: Condition) -> dict[str, Any]:
+    return {
+        "model": model,
+        "condition": condition.label,
+        "pooling": condition.pooling,
+        "instruction": condition.instruction,
+    }
+
+
+def _condition_best_rows(
+    scores: ModelScores, index: int, heads: Mapping[str, Any], atlas: Atlas
+) -> list[dict[str, Any]]:
+    layer = scores.condition_best_layer[index]
+    condition = np.where(layer >= 0, index, -1)
+    maps = {
+        "r": scores.condition_best_r[index],
+        "r2": np.full(layer.shape, np.nan),
+        "cv_r2": _gather(scores.cv_r2, condition, layer, np.nan),
+    }
+    edge = _gather(scores.alpha_edge, condition, layer, False)
+    return _region_rows({**heads, "layer": BEST}, maps, edge, atlas)
+
+
+def _model_best_rows(scores: ModelScores, atlas: Atlas) -> list[dict[str, Any]]:
+    heads = {"model": scores.model, "condition": BEST, "pooling": BEST, "instruction": None, "layer": BEST}
+    place = (scores.best_condition, scores.best_layer)
+    maps = {"r": scores.best_r, "r2": scores.best_r2, "cv_r2": _gather(scores.cv_r2, *place, np.nan)}
+    return _region_rows(heads, maps, _gather(scores.alpha_edge, *place, False), atlas)
+
+
+def _gather(values: Any, condition: IntArray, layer: IntArray, missing: float | bool) -> Any:
+    """Value of each voxel at its own condition and layer; `missing` where the indices are -1."""
+    chosen = values[np.maximum(condition, 0), np.maximum(layer, 0), np.arange(values.shape[-1])]
+    return np.where((condition >= 0) & (layer >= 0), chosen, missing)
+
+
+def _region_rows(
+    heads: Mapping[str, Any], maps: Mapping[str, FloatArray], edge: BoolArray, atlas: Atlas
+) -> list[dict[str, Any]]:
+    n_in_mask = _region_sums(np.ones(len(atlas.labels)), atlas)
+    means = {name: _region_means(values, atlas) for name, values in maps.items()}
+    finite = np.isfinite(maps["r"])
+    n_finite = _region_sums(finite.astype(np.float64), atlas)
+    edge_share = _divide(_region_sums((edge & finite).astype(np.float64), atlas), n_finite)
+    coverage = _divide(n_in_mask, np.asarray(atlas.total_voxels, dtype=np.float64))
+    return [
+        {
+            **heads,
+            "roi_index": roi_index,
+            "roi": name,
+            "n_voxels": int(n_finite[row]),
+            "coverage": float(coverage[row]),
+            **{key: float(values[row]) for key, values in means.items()},
+            "alpha_edge_share": float(edge_share[row]),
+        }
+        for row, (roi_index, name) in enumerate(zip(atlas.indices, atlas.names, strict=True))
+    ]
+
+
+def _region_means(values: FloatArray, atlas: Atlas) -> FloatArray:
+    finite = np.isfinite(values)
+    total = _region_sums(np.where(finite, values, 0.0), atlas)
+    return _divide(total, _region_sums(finite.astype(np.float64), atlas))
+
+
+def _region_sums(values: FloatArray, atlas: Atlas) -> FloatArray:
+    """Sum over the voxels of each region in the order of ``atlas.indices``, shape (n_regions,)."""
+    indices = np.asarray(atlas.indices)
+    order = np.argsort(indices)
+    place = np.minimum(np.searchsorted(indices[order], atlas.labels), len(indices) - 1)
+    region = order[place]
+    known = indices[region] == atlas.labels
+    sums = np.bincount(region[known], weights=values[known], minlength=len(indices))
+    return sums.astype(np.float64)
+
+
+def _divide(total: FloatArray, count: FloatArray) -> FloatArray:
+    ratio: FloatArray = np.full(total.shape, np.nan)
+    np.divide(total, count, out=ratio, where=count > 0)
+    return ratio

@@ -1,0 +1,136 @@
+"""Collect the scores of feature spaces as they come, and choose among them by training scores alone."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bids_mllm.records import BoolArray, Condition, FloatArray, IntArray, ModelScores
+
+NONE = -1
+
+
+class RunningBest:
+    """For each entry, the scores of the candidate with the highest training score seen so far.
+
+    The order in which candidates come does not matter: of equal training scores the lowest candidate
+    number wins. A NaN training score never wins.
+    """
+
+    def __init__(self, n_voxels: int) -> None:
+        self.chosen: IntArray = np.full(n_voxels, NONE, dtype=np.int32)
+        self.cv_r2: FloatArray = np.full(n_voxels, -np.inf, dtype=np.float64)
+        self.r: FloatArray = np.full(n_voxels, np.nan, dtype=np.float32)
+        self.r2: FloatArray = np.full(n_voxels, np.nan, dtype=np.float32)
+
+    def offer(self, candidate: int, cv_r2: FloatArray, r: FloatArray, r2: FloatArray) -> None:
+        """Take the candidate where its `cv_r2` is the highest; arrays (n_voxels,)."""
+        earlier = (self.chosen == NONE) | (candidate < self.chosen)
+        wins = (cv_r2 > self.cv_r2) | ((cv_r2 == self.cv_r2) & earlier)
+        self.chosen[wins] = candidate
+        for kept, new in ((self.cv_r2, cv_r2), (self.r, r), (self.r2, r2)):
+            kept[wins] = new[wins]
+
+
+class ScoreBoard:
+    """Accumulates the scores of every (fold, condition, layer) of one model, in any order.
+
+    Memory is four maps a feature space plus, for each fold, the running best maps of the model and of
+    each condition; it does not grow with folds times feature spaces.
+    """
+
+    def __init__(
+        self, conditions: Sequence[Condition], layers: Sequence[int], n_voxels: int, n_folds: int
+    ) -> None:
+        self.conditions = tuple(conditions)
+        self.layers = tuple(layers)
+        shape = (len(self.conditions), len(self.layers), n_voxels)
+        self._r, self._r2, self._cv_r2, self._log_alpha = (
+            np.zeros(shape, dtype=np.float32) for _ in range(4)
+        )
+        self._edge: BoolArray = np.zeros(shape, dtype=bool)
+        self._seen: BoolArray = np.zeros((n_folds, *shape[:2]), dtype=bool)
+        self._best = [RunningBest(n_voxels) for _ in range(n_folds)]
+        self._condition_best = [[RunningBest(n_voxels) for _ in self.conditions] for _ in range(n_folds)]
+
+    def add(
+        self,
+        fold_index: int,
+        condition_index: int,
+        layer_index: int,
+        r: FloatArray,
+        r2: FloatArray,
+        cv_r2: FloatArray,
+        alpha: FloatArray,
+        at_edge: BoolArray,
+    ) -> None:
+        """Add the scores of one feature space in one outer fold; all arrays (n_voxels,).
+
+        NaN marks voxels set aside. Adding the same place twice raises a ValueError.
+        """
+        place = (fold_index, condition_index, layer_index)
+        if self._seen[place]:
+            raise ValueError(f"The scores of (fold, condition, layer) {place} were added before.")
+        self._seen[place] = True
+        space = (condition_index, layer_index)
+        self._r[space] += r
+        self._r2[space] += r2
+        self._cv_r2[space] += cv_r2
+        self._log_alpha[space] += np.log(alpha)
+        self._edge[space] |= at_edge
+        candidate = condition_index * len(self.layers) + layer_index
+        self._best[fold_index].offer(candidate, cv_r2, r, r2)
+        self._condition_best[fold_index][condition_index].offer(layer_index, cv_r2, r, r2)
+
+    def result(self, model: str, fold_names: Sequence[str], warnings: Sequence[str] = ()) -> ModelScores:
+        """Means over the outer folds; a voxel that is NaN in any fold is NaN in the mean."""
+        n_folds = len(self._best)
+        if len(fold_names) != n_folds:
+            raise ValueError(f"There are {len(fold_names)} fold names for {n_folds} folds.")
+        if not self._seen.all():
+            raise ValueError(
+                f"{np.count_nonzero(~self._seen)} of {self._seen.size} scores (fold, condition, layer) are "
+                "missing."
+            )
+        cv_r2: FloatArray = self._cv_r2 / np.float32(n_folds)
+        best_condition, best_layer = _argbest(cv_r2)
+        by_condition = [_argbest(one[None])[1] for one in cv_r2]
+        condition_best_r = [
+            _mean_of([best.r for best in folds]) for folds in zip(*self._condition_best, strict=True)
+        ]
+        return ModelScores(
+            model=model,
+            conditions=self.conditions,
+            layers=self.layers,
+            r=self._r / np.float32(n_folds),
+            r2=self._r2 / np.float32(n_folds),
+            cv_r2=cv_r2,
+            alpha=np.exp(self._log_alpha / np.float32(n_folds)),
+            alpha_edge=self._edge.copy(),
+            best_r=_mean_of([best.r for best in self._best]),
+            best_r2=_mean_of([best.r2 for best in self._best]),
+            best_condition=best_condition,
+            best_layer=best_layer,
+            condition_best_r=np.stack(condition_best_r),
+            condition_best_layer=np.stack(by_condition),
+            fold_names=tuple(fold_names),
+            warnings=tuple(warnings),
+        )
+
+
+def _mean_of(maps: Sequence[FloatArray]) -> FloatArray:
+    mean: FloatArray = np.stack(maps).mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
+
+
+def _argbest(cv_r2: FloatArray) -> tuple[IntArray, IntArray]:
+    """Indices (n_voxels,) int16 on axes 0 and 1 of the highest finite score; -1 where there is none."""
+    n_conditions, n_layers, n_voxels = cv_r2.shape
+    best = RunningBest(n_voxels)
+    for condition in range(n_conditions):
+        for layer in range(n_layers):
+            scores = cv_r2[condition, layer]
+            best.offer(condition * n_layers + layer, scores, scores, scores)
+    found = best.chosen != NONE
+    condition_index = np.where(found, best.chosen // n_layers, NONE).astype(np.int16)
+    layer_index = np.where(found, best.chosen % n_layers, NONE).astype(np.int16)
+    return condition_index, layer_index

@@ -1,0 +1,1 @@
+"""What runs for which entity, and how."""

@@ -1,0 +1,175 @@
+"""What the sidecars and the methods text say about how results were made."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bids_mllm import __version__
+from bids_mllm.discover.layout import generated_by
+from bids_mllm.discover.names import read_json
+from bids_mllm.io.derivatives import film_label, outputs
+from bids_mllm.records import Instruction, ParticipantDesign, Run
+from bids_mllm.workflows.plan import StudyPlan, split_of
+
+LIBRARIES = (
+    "av", "himalaya", "librosa", "nibabel", "nilearn", "nipype", "numpy", "pybids", "pymoten", "torch",
+    "transformers", "zarr",
+)  # fmt: skip
+SCALING = (
+    "Features and BOLD are z-scored within each run (within each part where a run is cut), on the training and "
+    "the held-out side alike; no statistic crosses from one side to the other."
+)
+ALPHA_CHOICE = "one alpha a voxel, by mean R2 over leave-one-film-out splits inside the training rows"
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that results depend on."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def output_task(design: ParticipantDesign) -> str:
+    """Label of the films that are held out."""
+    if design.test_runs is None:
+        return film_label([run.task for run in design.runs])
+    return film_label([design.runs[number].task for number in design.test_runs])
+
+
+def map_facts(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
+    """Return what every sidecar of one participant in one space says, as JSON values.
+
+    Keys: task and resolution (for the names), models (facts of each model), sidecar (facts of all).
+    """
+    models = {model.key: model_facts(plan, model.key) for model in plan.models}
+    models |= {
+        name: {"Key": name, "Family": "table", "Kind": "feature table", "Source": folder.name}
+        for name, folder in plan.settings.feature_table.items()
+    }
+    resolutions = {run.resolution for run in design.runs}
+    return {
+        "task": output_task(design),
+        "resolution": resolutions.pop() if len(resolutions) == 1 else None,
+        "models": models,
+        "sidecar": _sidecar(plan, design),
+    }
+
+
+def model_facts(plan: StudyPlan, key: str) -> dict[str, Any]:
+    """Return what a sidecar says about one model."""
+    model = next(model for model in plan.models if model.key == key)
+    facts: dict[str, Any] = {
+        "Key": model.key,
+        "Source": model.source if not Path(model.source).is_absolute() else Path(model.source).name,
+        "Revision": model.revision,
+        "Family": model.family,
+        "Kind": model.kind,
+        "Media": model.media,
+        "Licence": model.licence,
+        "DType": model.dtype,
+        "Parameters": dict(model.parameters),
+    }
+    if model.instructed:
+        facts["Instructions"] = {i.key: i.text for i in plan.instructions}
+        facts["Poolings"] = list(plan.settings.poolings)
+        facts["MaxNewTokens"] = plan.settings.max_new_tokens
+    return facts
+
+
+def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
+    settings = plan.settings
+    sides = [(run.label, split_of(design, number)) for number, run in enumerate(design.runs)]
+    low, high, number = settings.alphas
+    return {
+        "Sources": sources(plan, design.runs),
+        "CrossValidation": cv_words(design, settings.n_folds),
+        "TrainRuns": [label for label, side in sides if side in ("train", "cv")],
+        "TestRuns": [label for label, side in sides if side in ("test", "cv")],
+        "DroppedRuns": [asdict(drop) for drop in design.dropped],
+        "RepetitionTime": sorted({run.repetition_time for run in design.runs}),
+        "StartTime": sorted({run.start_time for run in design.runs}),
+        "WindowLength": sorted({grid.length for w in design.windows for grid in w.grids}),
+        "WindowPosition": settings.window_position,
+        "DelaysTR": list(settings.delays),
+        "Confounds": settings.confounds,
+        "HighPassHz": settings.high_pass,
+        "Scaling": SCALING,
+        "Alphas": {"Lowest": low, "Highest": high, "Number": number, "Spacing": "logarithmic"},
+        "AlphaChoice": ALPHA_CHOICE,
+        "Solver": "himalaya KernelRidgeCV, linear kernel, float64",
+        "NoiseCeiling": None,
+        "RandomSeed": settings.random_seed,
+        "Sloppy": settings.sloppy,
+        "AppVersion": __version__,
+        "Libraries": library_versions(),
+    }
+
+
+def cv_words(design: ParticipantDesign, n_folds: int) -> str:
+    """Say in words how rows were held out."""
+    if design.test_runs is not None:
+        tasks = ", ".join(dict.fromkeys(design.runs[number].task for number in design.test_runs))
+        return f"fixed test runs (tasks {tasks}); the other runs train"
+    films = {frozenset(windows.stim_files) for windows in design.windows}
+    if len(films) > 1:
+        return "each film held out in turn, all its viewings together"
+    return f"{n_folds} contiguous parts of the only film, max(delay, window) TRs purged on both sides"
+
+
+def sources(plan: StudyPlan, runs: Sequence[Run]) -> list[str]:
+    """Return the BIDS URIs of the files that a participant's results rest on."""
+    uris = []
+    for run in runs:
+        for path in (run.bold, run.mask, run.confounds):
+            if path is not None:
+                uris.append(_uri("fmriprep", plan.fmriprep_dir, path))
+        if run.events is not None:
+            uris.append(_uri("raw", plan.settings.bids_dir, run.events))
+        uris += [f"bids:raw:stimuli/{showing.stim_file}" for showing in run.showings]
+    return list(dict.fromkeys(uris))
+
+
+def _uri(name: str, root: Path, path: Path) -> str:
+    return f"bids:{name}:{path.relative_to(root).as_posix()}"
+
+
+def dataset_facts(plan: StudyPlan) -> dict[str, Any]:
+    """Return the arguments of `write_dataset_files`."""
+    settings = plan.settings
+    described = dict(outputs()["descriptions"])
+    described |= condition_descriptions(settings.poolings, plan.instructions)
+    fmriprep = generated_by(plan.fmriprep_dir)
+    return {
+        "version": __version__,
+        "links": {"raw": _link(settings.output_dir, settings.bids_dir)}
+        | {"fmriprep": _link(settings.output_dir, plan.fmriprep_dir)},
+        "sources": [{"URL": "bids:raw:"}, {"URL": "bids:fmriprep:"} | _version_of(fmriprep)],
+        "licence": read_json(settings.bids_dir / "dataset_description.json").get("License"),
+        "descriptions": described,
+    }
+
+
+def _link(output_dir: Path, target: Path) -> str:
+    import os
+
+    return Path(os.path.relpath(target, output_dir)).as_posix()
+
+
+def _version_of(entries: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    versions = [str(entry["Version"]) for entry in entries if "Version" in entry]
+    return {"Version": versions[0]} if versions else {}
+
+
+def condition_descriptions(poolings: Sequence[str], instructions: Sequence[Instruction]) -> dict[str, str]:
+    """Describe every desc- label of conditions with an instruction."""
+    words = {
+        "generated": "Mean over the generated tokens",
+        "last": "Last token of the prompt",
+        "instruction": "Mean over the tokens of the instruction",
+    }
+    return {
+        f"{pooling}{instruction.key}": f"{words[pooling]}, instruction: {instruction.text}"
+        for pooling in poolings
+        if pooling in words
+        for instruction in instructions
+    }

@@ -1,0 +1,204 @@
+"""The group page, made from the outputs on disk."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_mllm import __version__
+from bids_mllm.config import Settings
+from bids_mllm.group.tables import roi_summary
+from bids_mllm.io.derivatives import MapName
+from bids_mllm.io.files import read_tsv, write_text
+from bids_mllm.io.results import ModelResult
+from bids_mllm.records import ModelSpec
+from bids_mllm.report.charts import roi_bars
+from bids_mllm.report.content import Picture, Table
+from bids_mllm.report.pages import GroupPage, ModelPictures, ReportedError, render_group
+from bids_mllm.report.tables import ModelCard
+from bids_mllm.workflows.facts import library_versions
+from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table, template_background
+from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
+from bids_mllm.workflows.run import Failure
+
+SCORE_COLUMNS = ("r", "r2", "cv_r2")
+
+
+def write_group_report(
+    settings: Settings, results: Sequence[ModelResult], *, failures: tuple[Failure, ...]
+) -> Path:
+    """Write ``group.html`` from the group maps and tables; returns its path."""
+    of_group = group_models(results)
+    pictures = [
+        picture
+        for name in dict.fromkeys(result.name for result in of_group)
+        for picture in best_maps(
+            [r for r in of_group if r.name == name], template_background(name.space), who="the group"
+        )
+    ]
+    roi_pictures, roi_tables = _rois(settings.output_dir, of_group)
+    page = GroupPage(
+        participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
+        app_version=__version__,
+        created=now(),
+        warnings=_warnings(results),
+        errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
+        summary=_summary(results),
+        participant_tables=_participant_tables(results),
+        models=_cards(results),
+        maps=tuple(ModelPictures(p.model, p.pictures[:1]) for p in pictures),
+        best_maps=tuple(ModelPictures(p.model, p.pictures[1:]) for p in pictures if len(p.pictures) > 1),
+        roi_pictures=roi_pictures,
+        roi_tables=roi_tables,
+        layer_pictures=layer_pictures(of_group),
+        comparisons=_comparisons(settings.output_dir, of_group),
+        methods=_methods(settings.output_dir),
+        bibliography=bibliography(),
+        versions=library_versions(),
+        settings=settings_cells(settings),
+    )
+    path = settings.output_dir / "group.html"
+    write_text(path, render_group(page))
+    return path
+
+
+def group_models(results: Sequence[ModelResult]) -> tuple[ModelResult, ...]:
+    """Return the group maps that were written for these results."""
+    keys = dict.fromkeys((r.name.task, r.name.space, r.name.resolution, r.model) for r in results)
+    found = [
+        ModelResult(MapName(None, task, space, resolution), model, results[0].output_dir)
+        for task, space, resolution, model in keys
+    ]
+    return tuple(result for result in found if result.path("r", "best").is_file())
+
+
+def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
+    warnings = []
+    versions = {str(result.sidecar()["AppVersion"]) for result in results}
+    if len(versions) > 1:
+        warnings.append(f"The participants' results come from several versions of the app: {', '.join(sorted(versions))}.")
+    if any(result.sidecar()["Sloppy"] for result in results):
+        warnings.append("Made with --sloppy: the low-level features are coarse; use for trying out only.")
+    models = {result.model for result in results}
+    for participant in dict.fromkeys(result.name.participant for result in results):
+        own = {result.model for result in results if result.name.participant == participant}
+        if own != models:
+            warnings.append(f"sub-{participant} has no results of {', '.join(sorted(models - own))}.")
+    n = len({result.name.participant for result in results})
+    warnings.append(
+        f"{n} participants: means over participants describe this sample; no test over participants is made here."
+    )
+    return tuple(warnings)
+
+
+def _summary(results: Sequence[ModelResult]) -> dict[str, Any]:
+    sidecar = results[0].sidecar()
+    return {
+        "Participants": len({r.name.participant for r in results}),
+        "Models": ", ".join(dict.fromkeys(r.model for r in results)),
+        "Held-out films": ", ".join(dict.fromkeys(r.name.task for r in results)),
+        "Spaces": ", ".join(dict.fromkeys(r.name.space for r in results)),
+        "Cross-validation": sidecar["CrossValidation"],
+    }
+
+
+def _participant_tables(results: Sequence[ModelResult]) -> tuple[Table, ...]:
+    tables = []
+    for participant in dict.fromkeys(r.name.participant for r in results):
+        own = score_table([r for r in results if r.name.participant == participant])
+        tables.append(Table(f"sub-{participant}: {own.caption}", own.columns, own.rows))
+    return tuple(tables)
+
+
+def _cards(results: Sequence[ModelResult]) -> tuple[ModelCard, ...]:
+    cards = {}
+    for result in results:
+        model: Mapping[str, Any] = result.sidecar()["Model"]
+        spec = ModelSpec(
+            key=result.model,
+            family=model["Family"],
+            media=model.get("Media", "table"),
+            source=model["Source"],
+            revision=model.get("Revision"),
+            kind=model["Kind"],
+            licence=model.get("Licence", ""),
+            dtype=model.get("DType", "float32"),
+        )
+        cards[result.model] = ModelCard(
+            spec=spec,
+            n_layers=len(result.sidecar()["Layers"]),
+            width=model.get("Width", 0),
+            poolings=tuple(model.get("Poolings", ())),
+        )
+    return tuple(cards.values())
+
+
+def _rois(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[tuple[Picture, ...], tuple[Table, ...]]:
+    pictures, tables = [], []
+    for name in dict.fromkeys(result.name for result in of_group):
+        pattern = name.path(output_dir, extension=".tsv", stat="scores", atlas="*")
+        for path in sorted(pattern.parent.glob(pattern.name)):
+            match = re.search(r"_atlas-([^_]+)_", path.name)
+            atlas = match.group(1) if match else path.stem
+            summary = roi_summary([_numbers(row) for row in read_tsv(path) if row["layer"] == "best"])
+            best = [row for row in summary if row["condition"] == "best"]
+            picture, table = _roi_block(best, atlas)
+            pictures.append(picture)
+            tables.append(table)
+    return tuple(pictures), tuple(tables)
+
+
+def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
+    numbers = {name: float("nan") if row[name] == "n/a" else float(row[name]) for name in SCORE_COLUMNS}
+    return {**row, **numbers}
+
+
+def _roi_block(best: Sequence[Mapping[str, Any]], atlas: str) -> tuple[Picture, Table]:
+    models = list(dict.fromkeys(row["model"] for row in best))
+    rois = list(dict.fromkeys(row["roi"] for row in best))
+    values = {(row["model"], row["roi"]): row for row in best}
+    mean_r = np.array([[values[model, roi]["r"] for roi in rois] for model in models])
+    alt = f"Mean over participants of the held-out r of each ROI of {atlas}, one bar a model; numbers are in the table."
+    rows = tuple(
+        (roi, model, values[model, roi]["r"], values[model, roi]["r_sem"], values[model, roi]["n_participants"])
+        for roi in rois
+        for model in models
+    )
+    columns = ("ROI", "Model", "Mean r", "SEM over participants", "Participants")
+    caption = f"ROIs of {atlas}, condition and layer chosen inside training."
+    return Picture(roi_bars(rois, models, mean_r), alt, f"ROIs of {atlas}."), Table(caption, columns, rows)
+
+
+def _comparisons(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[Table, ...]:
+    tables = []
+    for name in dict.fromkeys(result.name for result in of_group):
+        path = name.path(output_dir, extension=".tsv", stat="modelcomparison")
+        rows = read_tsv(path) if path.is_file() else []
+        if rows:
+            cells = tuple(
+                (
+                    f"sub-{row['participant']}",
+                    row["model_a"],
+                    row["model_b"],
+                    _cell(row["mean_difference"]),
+                    _cell(row["share_a_higher"]),
+                    int(row["n_voxels"]),
+                )
+                for row in rows
+            )
+            columns = ("Participant", "Model A", "Model B", "Mean r of A less B", "Share of voxels A higher", "Voxels")
+            caption = f"Model against model per participant ({name.space}); descriptive, without a test."
+            tables.append(Table(caption, columns, cells))
+    return tuple(tables)
+
+
+def _cell(text: str) -> float | None:
+    return None if text == "n/a" else float(text)
+
+
+def _methods(output_dir: Path) -> str:
+    """Return the methods text of the participant level with what the group level adds."""
+    path = output_dir / "logs" / "CITATION.md"
+    return f"{path.read_text(encoding='utf-8').rstrip()}\n\n{GROUP_WORDS}\n" if path.is_file() else GROUP_WORDS

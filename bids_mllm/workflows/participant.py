@@ -1,0 +1,213 @@
+"""The participant graph: features per stimulus and model, then brain, fits and maps per participant and space."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nipype.interfaces.utility import Merge
+from nipype.pipeline.engine import Node, Workflow
+
+from bids_mllm import __version__
+from bids_mllm.align.windows import grid_for_duration
+from bids_mllm.interfaces.bold import PrepareBold
+from bids_mllm.interfaces.derivatives import WriteMaps
+from bids_mllm.interfaces.encoding import FitScores
+from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable
+from bids_mllm.io.design import design_to_text
+from bids_mllm.io.files import write_text_if_changed
+from bids_mllm.io.store import store_identity
+from bids_mllm.records import ModelSpec, ParticipantDesign, WindowGrid
+from bids_mllm.workflows.facts import map_facts
+from bids_mllm.workflows.plan import StudyPlan
+from bids_mllm.workflows.readouts import read_out
+
+
+def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
+    """Build the graph of the participant level.
+
+    Parameters
+    ----------
+    plan
+    device
+        cpu, cuda or cuda:N, where features are extracted and fits run.
+    """
+    workflow = Workflow(name="bids_mllm_participant", base_dir=str(plan.settings.work_dir))
+    features = _feature_nodes(plan, device)
+    workflow.add_nodes([node for nodes in features.values() for node in nodes])
+    for design in plan.designs:
+        _connect_participant(workflow, plan, design, features, device)
+    return workflow
+
+
+def _feature_nodes(plan: StudyPlan, device: str) -> dict[str, list[Node]]:
+    """Nodes by stimulus: one a model and window length, one a feature table and window length."""
+    settings = plan.settings
+    store_id = store_identity(settings.store_dir)
+    nodes: dict[str, list[Node]] = defaultdict(list)
+    for number, ((stim_file, _), grids) in enumerate(sorted(_grids(plan).items())):
+        for model in plan.models:
+            nodes[stim_file].append(_extract_node(plan, model, stim_file, grids, number, store_id, device))
+        for name, folder in settings.feature_table.items():
+            interface = ReadFeatureTable(
+                name=name,
+                folder=str(folder),
+                stim_file=stim_file,
+                sha256=plan.table_digests[name, stim_file],
+                span=plan.spans[stim_file],
+                grids=_grids_json(grids),
+                features_dir=str(settings.store_dir),
+                store_id=store_id,
+                app_version=__version__,
+            )
+            nodes[stim_file].append(Node(interface, name=f"table_{name}_{number:04d}", mem_gb=0.5))
+    return nodes
+
+
+def _grids(plan: StudyPlan) -> dict[tuple[str, float], list[WindowGrid]]:
+    """Distinct grids over all participants and runs, by stimulus and window length."""
+    grids: dict[tuple[str, float], list[WindowGrid]] = defaultdict(list)
+    for design in plan.designs:
+        for windows in design.windows:
+            for stim_file, grid in zip(windows.stim_files, windows.grids, strict=True):
+                if grid not in grids[stim_file, grid.length]:
+                    grids[stim_file, grid.length].append(grid)
+    return {key: sorted(found, key=lambda g: (g.step, g.origin)) for key, found in grids.items()}
+
+
+def _grids_json(grids: Sequence[WindowGrid]) -> str:
+    return json.dumps([asdict(grid) for grid in grids])
+
+
+def _extract_node(
+    plan: StudyPlan,
+    model: ModelSpec,
+    stim_file: str,
+    grids: Sequence[WindowGrid],
+    number: int,
+    store_id: str,
+    device: str,
+) -> Node:
+    settings = plan.settings
+    stimulus = plan.stimuli[stim_file]
+    own = [grid_for_duration(grid, _seconds(stimulus.duration(model.media))) for grid in grids]
+    readout = asdict(read_out(plan, model, grids[0].length))
+    on_gpu = device.startswith("cuda") and model.instructed
+    spec = asdict(model)
+    spec["parameters"] = dict(model.parameters)
+    interface = ExtractFeatures(
+        stimulus=json.dumps(asdict(stimulus) | {"path": str(stimulus.path)}, sort_keys=True),
+        grids=_grids_json(own),
+        model=json.dumps(spec, sort_keys=True),
+        checkpoint=_checkpoint_signature(model),
+        readout=json.dumps(readout, sort_keys=True),
+        features_dir=str(settings.store_dir),
+        store_id=store_id,
+        device=device if model.instructed else "cpu",
+        use_gpu=on_gpu,
+        app_version=__version__,
+    )
+    n_procs = 1 if on_gpu else settings.omp_nthreads
+    return Node(interface, name=f"features_{model.key}_{number:04d}", n_procs=n_procs, mem_gb=2.0)
+
+
+def _seconds(duration: float | None) -> float:
+    if duration is None:
+        raise ValueError("a stimulus without the stream that its model needs reached the workflow")
+    return duration
+
+
+def _checkpoint_signature(model: ModelSpec) -> str:
+    """Names, sizes and times of a local checkpoint's files, so that a changed one is extracted again."""
+    folder = Path(model.source)
+    if not model.source or not folder.is_dir():
+        return f"{model.source}@{model.revision}"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return json.dumps([[str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+
+
+def _connect_participant(
+    workflow: Workflow,
+    plan: StudyPlan,
+    design: ParticipantDesign,
+    features: dict[str, list[Node]],
+    device: str,
+) -> None:
+    settings = plan.settings
+    label = f"sub_{design.participant}_space_{design.space}".replace("+", "plus")
+    design_file = settings.work_dir / "designs" / f"{label}.json"
+    write_text_if_changed(design_file, design_to_text(design))
+    used = sorted({stim_file for windows in design.windows for stim_file in windows.stim_files})
+    sources = [node for stim_file in used for node in features[stim_file]]
+    merge = Node(Merge(len(sources)), name=f"manifests_{label}", run_without_submitting=True)
+    bold = Node(
+        PrepareBold(
+            design=str(design_file),
+            signatures=_file_signatures(design),
+            confounds=settings.confounds,
+            high_pass=settings.high_pass,
+            app_version=__version__,
+        ),
+        name=f"bold_{label}",
+        mem_gb=_bold_gb(design),
+    )
+    fit = Node(
+        FitScores(
+            design=str(design_file),
+            models=[*(model.key for model in plan.models), *settings.feature_table],
+            options=json.dumps(_fit_options(plan), sort_keys=True),
+            device=device,
+            use_gpu=device.startswith("cuda"),
+            cache_dir=str(settings.work_dir / "fits"),
+            app_version=__version__,
+        ),
+        name=f"fit_{label}",
+        n_procs=1 if device.startswith("cuda") else settings.omp_nthreads,
+        mem_gb=_bold_gb(design),
+    )
+    maps = Node(
+        WriteMaps(
+            design=str(design_file),
+            facts=json.dumps(map_facts(plan, design), sort_keys=True),
+            atlases=[str(path) for path in settings.atlas],
+            output_dir=str(settings.output_dir),
+            app_version=__version__,
+        ),
+        name=f"maps_{label}",
+        mem_gb=2.0,
+    )
+    for position, node in enumerate(sources, start=1):
+        workflow.connect(node, "manifest", merge, f"in{position}")
+    workflow.connect(merge, "out", fit, "manifests")
+    workflow.connect(bold, "info", fit, "bold")
+    workflow.connect(bold, "info", maps, "bold")
+    workflow.connect(fit, "scores", maps, "scores")
+
+
+def _fit_options(plan: StudyPlan) -> dict[str, Any]:
+    settings = plan.settings
+    return {
+        "delays": list(settings.delays),
+        "alphas": list(settings.alphas),
+        "n_folds": settings.n_folds,
+        "high_pass": settings.high_pass,
+        "layers": list(settings.layers) or None,
+    }
+
+
+def _file_signatures(design: ParticipantDesign) -> str:
+    signatures = []
+    for run in design.runs:
+        for path in (run.bold, run.mask, run.confounds):
+            if path is not None:
+                status = path.stat()
+                signatures.append([str(path), status.st_size, status.st_mtime_ns])
+    return json.dumps(signatures)
+
+
+def _bold_gb(design: ParticipantDesign) -> float:
+    """Rough memory of a participant's series in GiB: three copies of compressed size times five."""
+    size = sum(run.bold.stat().st_size for run in design.runs if run.bold is not None)
+    return max(0.5, 3 * 5 * size / 1024**3)

@@ -1,0 +1,283 @@
+"""From settings to designs: which runs, stimuli, windows and splits the workflow will be made of."""
+
+import fnmatch
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bids_mllm.align.showings import showings_from_rows
+from bids_mllm.align.windows import align_run
+from bids_mllm.config import Settings
+from bids_mllm.discover.events import read_events
+from bids_mllm.discover.layout import (
+    check_raw_dataset,
+    choose_participants,
+    find_fmriprep,
+    index_derivative,
+    read_filters,
+)
+from bids_mllm.discover.runs import RunQuery, find_runs, usable_runs
+from bids_mllm.discover.stimulus_map import mapped_showings, read_stimulus_map
+from bids_mllm.exceptions import InputDataError, StimulusError, UsageError
+from bids_mllm.features.instructions import choose_instructions, load_instructions
+from bids_mllm.features.registry import resolve_models
+from bids_mllm.features.table import check_table
+from bids_mllm.interfaces.features import table_from_content
+from bids_mllm.interfaces.rows import make_rows
+from bids_mllm.io.probes import ProbeCache
+from bids_mllm.io.tables import read_feature_table
+from bids_mllm.records import DroppedRun, Instruction, ModelSpec, ParticipantDesign, Run, Stimulus
+
+logger = logging.getLogger("bids_mllm")
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """Everything the workflow is built from.
+
+    `stimuli` holds the media files that models read (none where only tables are asked for); `spans` the
+    seconds of each stimulus that all models asked for can read.
+    """
+
+    settings: Settings
+    fmriprep_dir: Path
+    participants: tuple[str, ...]
+    runs: tuple[Run, ...]
+    designs: tuple[ParticipantDesign, ...]
+    dropped: tuple[DroppedRun, ...]
+    models: tuple[ModelSpec, ...]
+    instructions: tuple[Instruction, ...]
+    stimuli: Mapping[str, Stimulus]
+    spans: Mapping[str, float]
+    table_digests: Mapping[tuple[str, str], str]
+
+
+def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
+    """Find, align and split everything that `settings` ask for.
+
+    Parameters
+    ----------
+    settings
+    only_list
+        For the table of runs: runs without their files stay, and nothing is cached on disk.
+
+    Raises
+    ------
+    UsageError, InputDataError
+        With one sentence when something asked for is not there or does not fit together.
+    """
+    models = resolve_models(settings.models, revision=settings.model_revision, sloppy=settings.sloppy)
+    instructions = choose_instructions(
+        load_instructions(settings.instructions_file), settings.instructions or None
+    )
+    if not settings.skip_bids_validation:
+        check_raw_dataset(settings.bids_dir)
+    fmriprep_dir = find_fmriprep(settings.bids_dir, settings.derivatives)
+    participants = choose_participants(fmriprep_dir, settings.participant_label)
+    found = _find(settings, fmriprep_dir, participants)
+    cache = ProbeCache(None if only_list else settings.work_dir / "stimuli.json")
+    runs, stimuli, lost = _shown(settings, found, models, cache, tolerate_missing=only_list)
+    usable, dropped = (runs, ()) if only_list else usable_runs(runs)
+    _check_sound(models, stimuli)
+    spans = _spans(settings, usable, models, stimuli)
+    usable, tableless = _check_spans(usable, spans)
+    digests = {} if only_list else _check_tables(settings, usable, spans)
+    dropped = (*lost, *dropped, *tableless)
+    if not usable:
+        raise InputDataError(_nothing_left(dropped))
+    designs = _designs(settings, usable, dropped, spans)
+    if not only_list:
+        for design in designs:
+            make_rows(design, delays=settings.delays, n_folds=settings.n_folds)
+    return StudyPlan(
+        settings, fmriprep_dir, participants, runs, designs, dropped, models, instructions, stimuli, spans, digests
+    )
+
+
+def _find(settings: Settings, fmriprep_dir: Path, participants: Sequence[str]) -> tuple[Run, ...]:
+    layout = index_derivative(fmriprep_dir, participants, database_dir=settings.bids_database_dir)
+    query = RunQuery(
+        participants=tuple(participants),
+        spaces=settings.space,
+        sessions=settings.session_label,
+        tasks=settings.task_id,
+        runs=settings.run_id,
+        filters=read_filters(settings.bids_filter_file),
+    )
+    return find_runs(layout, settings.bids_dir, fmriprep_dir, query)
+
+
+def _shown(
+    settings: Settings,
+    runs: Sequence[Run],
+    models: Sequence[ModelSpec],
+    cache: ProbeCache,
+    *,
+    tolerate_missing: bool,
+) -> tuple[tuple[Run, ...], dict[str, Stimulus], tuple[DroppedRun, ...]]:
+    """Give each run its showings; runs whose stimulus cannot be used are set apart with the reason."""
+    rows_of_map = read_stimulus_map(settings.stimulus_map) if settings.stimulus_map else ()
+    stimuli: dict[str, Stimulus] = {}
+    faults: dict[str, str] = {}
+    kept, lost = [], []
+    for run in runs:
+        mapped = mapped_showings(rows_of_map, run)
+        rows = () if mapped or run.events is None else read_events(run.events)
+        files = dict.fromkeys([s.stim_file for s in mapped] or [row.stim_file for row in rows])
+        if models:
+            for stim_file in files:
+                _probe(stim_file, settings, runs, cache, stimuli, faults)
+        broken = [faults[name] for name in files if name in faults]
+        if broken and not tolerate_missing:
+            lost.append(DroppedRun(run.participant, run.label, broken[0]))
+            continue
+        if mapped:
+            kept.append(replace(run, showings=mapped, showings_rule="stimulus map"))
+        else:
+            durations = {name: _longest(stimuli.get(name)) for name in files}
+            showings, rule = showings_from_rows(rows, durations, source=str(run.events))
+            kept.append(replace(run, showings=showings, showings_rule=rule))
+    return tuple(kept), stimuli, tuple(lost)
+
+
+def _probe(
+    stim_file: str,
+    settings: Settings,
+    runs: Sequence[Run],
+    cache: ProbeCache,
+    stimuli: dict[str, Stimulus],
+    faults: dict[str, str],
+) -> None:
+    if stim_file in stimuli or stim_file in faults:
+        return
+    try:
+        stimuli[stim_file] = cache.probe(stim_file, settings.stimuli_root)
+    except StimulusError as error:
+        faults[stim_file] = str(error)
+        logger.warning("%s", error)
+
+
+def _longest(stimulus: Stimulus | None) -> float | None:
+    if stimulus is None:
+        return None
+    return max((d for d in (stimulus.video_duration, stimulus.audio_duration) if d is not None), default=None)
+
+
+def _check_sound(models: Sequence[ModelSpec], stimuli: Mapping[str, Stimulus]) -> None:
+    for model in models:
+        for stimulus in stimuli.values():
+            if stimulus.duration(model.media) is None:
+                what = "sound" if model.media == "audio" else "picture"
+                raise StimulusError(
+                    f"{model.key} needs {what}, but {stimulus.path} has no {model.media} stream; leave the model out "
+                    "or choose other runs with --task-id."
+                )
+
+
+def _spans(
+    settings: Settings, runs: Sequence[Run], models: Sequence[ModelSpec], stimuli: Mapping[str, Stimulus]
+) -> dict[str, float]:
+    """Seconds of each stimulus that every model can read; from events and tables where no media is read."""
+    spans: dict[str, float] = {}
+    for run in runs:
+        for showing in run.showings:
+            stimulus = stimuli.get(showing.stim_file)
+            if stimulus is not None:
+                durations = [stimulus.duration(model.media) for model in models]
+                spans[showing.stim_file] = min(d for d in durations if d is not None)
+            else:
+                ends = spans.get(showing.stim_file, 0.0)
+                shown = 0.0 if showing.duration is None else showing.media_onset + showing.duration
+                spans[showing.stim_file] = max(ends, shown)
+    for name, seconds in spans.items():
+        if seconds == 0.0 and settings.feature_table:
+            folder = next(iter(settings.feature_table.values()))
+            table = table_from_content(read_feature_table(folder, name), name)
+            spans[name] = float((table.onset + table.duration).max())
+    return spans
+
+
+def _check_spans(
+    runs: Sequence[Run], spans: Mapping[str, float]
+) -> tuple[tuple[Run, ...], tuple[DroppedRun, ...]]:
+    """Set apart runs of which nothing is known about how long their stimulus lasts."""
+    kept, dropped = [], []
+    for run in runs:
+        unknown = [s.stim_file for s in run.showings if spans[s.stim_file] <= 0]
+        if unknown:
+            reason = f"neither the events nor a file say how long {unknown[0]} lasts; give the duration in the events"
+            dropped.append(DroppedRun(run.participant, run.label, reason))
+        else:
+            kept.append(run)
+    return tuple(kept), tuple(dropped)
+
+
+def _check_tables(
+    settings: Settings, runs: Sequence[Run], spans: Mapping[str, float]
+) -> dict[tuple[str, str], str]:
+    """Check every feature table before anything runs; return its digest by (table, stimulus)."""
+    digests = {}
+    windows = [run.repetition_time if settings.window is None else settings.window for run in runs]
+    for name, folder in settings.feature_table.items():
+        for stim_file in sorted({showing.stim_file for run in runs for showing in run.showings}):
+            content = read_feature_table(folder, stim_file)
+            check_table(table_from_content(content, stim_file), spans[stim_file], window=max(windows))
+            digests[name, stim_file] = content["sha256"]
+    return digests
+
+
+def _nothing_left(dropped: Sequence[DroppedRun]) -> str:
+    reasons = dict.fromkeys(drop.reason for drop in dropped)
+    counted = "; ".join(list(reasons)[:5])
+    more = f"; and {len(reasons) - 5} more reasons" if len(reasons) > 5 else ""
+    return f"None of {len(dropped)} runs can be used: {counted}{more}."
+
+
+def _designs(
+    settings: Settings, runs: Sequence[Run], dropped: Sequence[DroppedRun], spans: Mapping[str, float]
+) -> tuple[ParticipantDesign, ...]:
+    grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        grouped[run.participant, run.space].append(run)
+    designs = []
+    for (participant, space), own in grouped.items():
+        windows = tuple(
+            align_run(run, spans, window=settings.window, position=settings.window_position) for run in own
+        )
+        designs.append(
+            ParticipantDesign(
+                participant=participant,
+                space=space,
+                runs=tuple(own),
+                windows=windows,
+                dropped=tuple(drop for drop in dropped if drop.participant == participant),
+                test_runs=held_out_runs(settings.test_task, own, participant),
+            )
+        )
+    return tuple(designs)
+
+
+def held_out_runs(patterns: Sequence[str], runs: Sequence[Run], participant: str) -> tuple[int, ...] | None:
+    """Return the indices of the runs whose task matches a pattern; None without patterns."""
+    if not patterns:
+        return None
+    chosen = tuple(
+        number
+        for number, run in enumerate(runs)
+        if any(fnmatch.fnmatchcase(run.task, pattern.removeprefix("task-")) for pattern in patterns)
+    )
+    if not chosen:
+        tasks = ", ".join(sorted({run.task for run in runs}))
+        raise UsageError(
+            f"--test-task {' '.join(patterns)} matches no run of sub-{participant}; its tasks are {tasks}."
+        )
+    return chosen
+
+
+def split_of(design: ParticipantDesign, number: int) -> str:
+    """Return the side of the split that a run is on: train, test, or cv where runs take turns."""
+    if design.test_runs is None:
+        return "cv"
+    return "test" if number in design.test_runs else "train"

@@ -1,0 +1,88 @@
+"""nipype plugins: MultiProc that survives a killed worker, and the choice among plugins."""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer
+
+from bids_mllm.config import Settings
+from bids_mllm.exceptions import UsageError, WorkerKilledError
+
+PLUGINS = (
+    "Linear", "MultiProc", "LegacyMultiProc", "SLURM", "SLURMGraph", "PBS", "PBSGraph", "SGE", "SGEGraph", "LSF",
+    "OAR", "Condor", "DAGMan",
+)  # fmt: skip
+#: A fork of a process that has used CUDA cannot use it.
+START_METHOD = "forkserver"
+
+
+class ResilientMultiProcPlugin(MultiProcPlugin):
+    """MultiProc in which a killed worker is a failed node.
+
+    When the system kills a worker (out of memory, most often), nipype's own plugin never hears of its task again
+    and polls for ever. Here the broken future becomes an error of the tasks that were running, each with a crash
+    file, and a new pool takes the nodes that do not depend on them.
+    """
+
+    def _async_callback(self, args: Any) -> None:
+        if args.exception() is None:
+            super()._async_callback(args)
+
+    def _get_result(self, taskid: int) -> Any:
+        future = self._task_obj[taskid]
+        if future.done() and future.exception() is not None:
+            raise WorkerKilledError(
+                "A worker process was ended by the system while this node ran, most often for want of memory; run "
+                "again with fewer --nprocs or more memory: what was finished is kept."
+            ) from future.exception()
+        return super()._get_result(taskid)
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> Any:
+        try:
+            return super()._submit_job(node, updatehash=updatehash)
+        except BrokenProcessPool:
+            self.pool.shutdown(wait=False)
+            self.pool: Any = ProcessPoolExecutor(
+                max_workers=self.processors,
+                initializer=process_initializer,
+                initargs=(os.getcwd(),),
+                mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
+            )
+            return super()._submit_job(node, updatehash=updatehash)
+
+
+def choose_plugin(settings: Settings) -> tuple[Any, dict[str, Any]]:
+    """Return the plugin (an object or a name) and its arguments for `Workflow.run`."""
+    if settings.use_plugin is not None:
+        return _plugin_from_file(settings.use_plugin)
+    arguments = {
+        "n_procs": settings.nprocs,
+        "memory_gb": settings.mem_mb / 1024,
+        "n_gpu_procs": settings.n_gpu_procs,
+        "raise_insufficient": False,
+        "mp_context": START_METHOD,
+    }
+    if settings.nprocs == 1:
+        return "Linear", arguments
+    return ResilientMultiProcPlugin(arguments), arguments
+
+
+def _plugin_from_file(path: Path) -> tuple[Any, dict[str, Any]]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        name, arguments = content["plugin"], dict(content.get("plugin_args") or {})
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"The plugin file {path} must be YAML with plugin and plugin_args, such as 'plugin: Linear' ({error})."
+        ) from error
+    if name not in PLUGINS:
+        raise UsageError(f"The plugin file {path} names {name!r}; known plugins are {', '.join(PLUGINS)}.")
+    if name == "MultiProc":
+        arguments.setdefault("mp_context", START_METHOD)
+        return ResilientMultiProcPlugin(arguments), arguments
+    return name, arguments

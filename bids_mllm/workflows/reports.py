@@ -1,0 +1,261 @@
+"""Pages and methods text, made from the plan and from the outputs that are on disk."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_mllm import __version__
+from bids_mllm.config import Settings, settings_to_toml
+from bids_mllm.discover.layout import generated_by
+from bids_mllm.features.registry import load_family
+from bids_mllm.fit.ridge import alpha_grid
+from bids_mllm.interfaces.rows import make_rows
+from bids_mllm.io.confounds import load_confounds
+from bids_mllm.io.files import write_text
+from bids_mllm.io.results import ModelResult, find_results
+from bids_mllm.io.tables import read_feature_table
+from bids_mllm.records import ModelSpec, ParticipantDesign
+from bids_mllm.report.citations import citation_files
+from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
+from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant
+from bids_mllm.report.tables import ModelCard
+from bids_mllm.workflows.facts import cv_words, library_versions
+from bids_mllm.workflows.pictures import (
+    best_maps,
+    layer_pictures,
+    roi_content,
+    score_table,
+    template_background,
+)
+from bids_mllm.workflows.plan import StudyPlan
+from bids_mllm.workflows.readouts import read_out
+from bids_mllm.workflows.run import Failure
+
+
+def bibliography() -> str:
+    """Return the packaged BibTeX."""
+    return (files("bids_mllm") / "data" / "boilerplate.bib").read_text(encoding="utf-8")
+
+
+def write_citations(plan: StudyPlan, *, group: bool = False) -> None:
+    """Write the methods text as ``logs/CITATION.{md,bib,html,tex}`` of the output folder."""
+    markdown = methods_text(methods_facts(plan, plan.designs, group=group))
+    contents = citation_files(markdown, bibliography(), md_only=plan.settings.md_only_boilerplate)
+    for name, text in contents.items():
+        write_text(plan.settings.output_dir / "logs" / name, text)
+
+
+def model_cards(plan: StudyPlan) -> tuple[ModelCard, ...]:
+    """Return what a page says of every model and feature table."""
+    cards = []
+    for spec in plan.models:
+        readout = read_out(plan, spec)
+        planned = load_family(spec.family).plan(spec, readout)
+        cards.append(
+            ModelCard(
+                spec=spec,
+                n_layers=planned.n_layers,
+                width=planned.width,
+                n_frames=planned.request.n_frames,
+                poolings=readout.poolings if spec.instructed else (),
+                instructions=readout.instructions,
+            )
+        )
+    return (*cards, *_table_cards(plan))
+
+
+def _table_cards(plan: StudyPlan) -> list[ModelCard]:
+    cards = []
+    for name, folder in plan.settings.feature_table.items():
+        stim_file = next(file for table, file in plan.table_digests if table == name)
+        columns = read_feature_table(folder, stim_file)["columns"]
+        spec = ModelSpec(key=name, family="table", media="table", source=folder.name, kind="feature table")
+        cards.append(ModelCard(spec=spec, n_layers=1, width=len(columns), extra={"Columns": ", ".join(columns)}))
+    return cards
+
+
+def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign], *, group: bool = False) -> MethodsFacts:
+    """Gather what the methods text says from what was planned."""
+    settings = plan.settings
+    design = designs[0]
+    low, high, number = settings.alphas
+    _, columns = load_confounds(design.runs[0], settings.confounds)
+    versions = library_versions()
+    fmriprep = [str(entry["Version"]) for entry in generated_by(plan.fmriprep_dir) if "Version" in entry]
+    return MethodsFacts(
+        app_version=__version__,
+        fmriprep_versions=tuple(fmriprep),
+        participants=tuple(dict.fromkeys(d.participant for d in designs)),
+        n_runs=sum(len(d.runs) for d in designs),
+        space=", ".join(dict.fromkeys(d.space for d in designs)),
+        repetition_times=tuple(sorted({run.repetition_time for d in designs for run in d.runs})),
+        window_length=design.windows[0].grids[0].length,
+        window_position=settings.window_position,
+        delays=settings.delays,
+        confounds_strategy=settings.confounds,
+        confound_columns=columns,
+        high_pass=settings.high_pass or None,
+        models=tuple(_model_facts(card, settings) for card in model_cards(plan)),
+        alphas=tuple(float(a) for a in alpha_grid(low, high, int(number))),
+        himalaya_version=versions["himalaya"],
+        cv_scheme=f"{cv_words(design, settings.n_folds).capitalize()}.",
+        scores=("r", "r2"),
+        features_filtered=bool(settings.high_pass),
+        group_statistics=GROUP_WORDS if group else "",
+        library_versions=versions,
+    )
+
+
+GROUP_WORDS = (
+    "Maps were averaged over participants without Fisher's z. The best instruction and layer of the group are those "
+    "with the highest training-internal R2 on average over participants. Models are compared per participant, "
+    "descriptively; no test over participants was made."
+)
+
+
+def _model_facts(card: ModelCard, settings: Settings) -> ModelFacts:
+    return ModelFacts(
+        key=card.spec.key,
+        family=card.spec.family,
+        media=card.spec.media,
+        kind=card.spec.kind,
+        n_layers=card.n_layers,
+        width=card.width,
+        source=card.spec.source if not Path(card.spec.source).is_absolute() else Path(card.spec.source).name,
+        revision=card.spec.revision,
+        dtype=card.spec.dtype,
+        poolings=card.poolings,
+        instructions=card.instructions,
+        max_new_tokens=settings.max_new_tokens,
+        n_frames=card.n_frames,
+    )
+
+
+def write_participant_report(
+    plan: StudyPlan,
+    participant: str,
+    cards: tuple[ModelCard, ...],
+    *,
+    failures: tuple[Failure, ...],
+) -> Path:
+    """Write ``sub-<label>.html`` from the plan and the outputs; returns its path."""
+    designs = [design for design in plan.designs if design.participant == participant]
+    design = designs[0]
+    results = [
+        result for result in find_results(plan.settings.output_dir, [participant]) if _planned(plan, design, result)
+    ]
+    rows = make_rows(design, delays=plan.settings.delays, n_folds=plan.settings.n_folds)
+    background = template_background(design.space)
+    pictures, tables = roi_content(results)
+    page = ParticipantPage(
+        participant=participant,
+        app_version=__version__,
+        created=now(),
+        warnings=participant_warnings(plan, design, results),
+        errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
+        summary=_summary(plan, design, results),
+        runs=design.runs,
+        windows=design.windows,
+        dropped=design.dropped,
+        models=cards,
+        cross_validation=CrossValidation(
+            rows.folds, list(rows.run_of_row), tuple(run.label for run in design.runs),
+            f"{cv_words(design, plan.settings.n_folds).capitalize()}.",
+        ),  # fmt: skip
+        scores=(score_table(results),) if results else (),
+        maps=best_maps(results, background),
+        roi_pictures=pictures,
+        roi_tables=tables,
+        layer_pictures=layer_pictures(results),
+        methods=methods_text(methods_facts(plan, designs)),
+        bibliography=bibliography(),
+        versions=library_versions(),
+        settings=settings_cells(plan.settings),
+    )
+    path = plan.settings.output_dir / f"sub-{participant}.html"
+    write_text(path, render_participant(page))
+    return path
+
+
+def _planned(plan: StudyPlan, design: ParticipantDesign, result: ModelResult) -> bool:
+    """Whether a result on disk is of this space and of the models asked for now."""
+    models = {model.key for model in plan.models} | set(plan.settings.feature_table)
+    return result.name.space == design.space and result.model in models
+
+
+def now() -> str:
+    """Return the time to the minute, with its zone."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def settings_cells(settings: Settings) -> dict[str, str]:
+    """Return the settings as text, those that are set."""
+    lines = [line.split(" = ", 1) for line in settings_to_toml(settings).splitlines() if " = " in line]
+    return {name: value for name, value in lines}
+
+
+def _summary(
+    plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult]
+) -> dict[str, Any]:
+    volumes = sum(run.n_volumes for run in design.runs)
+    used = sum(int(windows.valid.sum()) for windows in design.windows)
+    summary: dict[str, Any] = {
+        "Runs used": len(design.runs),
+        "Runs left out": len(design.dropped),
+        "Space": design.space,
+        "Volumes with a complete window": f"{used} of {volumes}",
+        "Stimuli": len({s.stim_file for run in design.runs for s in run.showings}),
+    }
+    if results:
+        volume, _ = results[0].map("r", "best")
+        summary["Voxels with a score"] = int(np.isfinite(volume).sum())
+    return summary
+
+
+def participant_warnings(
+    plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult]
+) -> tuple[str, ...]:
+    """Return what a reader should know before looking at results."""
+    warnings = []
+    if design.dropped:
+        warnings.append(f"{len(design.dropped)} runs take no part; their reasons are listed below.")
+    if plan.settings.sloppy:
+        warnings.append("Made with --sloppy: the low-level features are coarse; use for trying out only.")
+    if plan.settings.window_position != "end":
+        warnings.append("Windows do not end with their TR, so that features may hold frames shown after it.")
+    for windows in design.windows:
+        seconds = windows.report["unexplained_seconds"]
+        if seconds > 1:
+            warnings.append(
+                f"{windows.run_label}: events and media disagree by {seconds:.2f} s about how long the film lasts."
+            )
+    for result in results:
+        sidecar = result.sidecar()
+        warnings += sidecar["Warnings"]
+        warnings += _edge_warning(result, sidecar)
+    return tuple(warnings)
+
+
+def _edge_warning(result: ModelResult, sidecar: Mapping[str, Any]) -> list[str]:
+    """Warn where many voxels with a positive score sit on an edge of the alpha grid."""
+    edge = np.stack([_last_axis(result.map("alphaedge", c)[0]) for c in sidecar["Conditions"]])
+    scores = np.stack([_last_axis(result.map("r", c)[0]) for c in sidecar["Conditions"]])
+    good = np.isfinite(scores) & (scores > 0.1)
+    if not good.any():
+        return []
+    share = float(edge[good].mean())
+    if share <= 0.1:
+        return []
+    return [
+        f"{result.model}: {share:.0%} of the fits with r above 0.1 chose an alpha on the edge of the grid; widen "
+        "--alphas."
+    ]
+
+
+def _last_axis(volume: Any) -> Any:
+    return volume if volume.ndim == 4 else volume[..., None]
+

@@ -1,0 +1,127 @@
+"""Run a graph, and say in sentences what failed."""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nipype import config as nipype_config
+from nipype import logging as nipype_logging
+from nipype.pipeline.engine import Workflow
+
+from bids_mllm.config import Settings
+from bids_mllm.workflows.plugin import choose_plugin
+
+logger = logging.getLogger("bids_mllm")
+
+_ERROR_LINE = re.compile(r"^\s*(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt|Killed\w*)): (.*)$")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that failed: its name, one sentence, the crash file."""
+
+    node: str
+    sentence: str
+    crash_file: Path
+
+
+def run_workflow(
+    workflow: Workflow, settings: Settings, *, crash_dirs: Mapping[str, Path], default_crash_dir: Path
+) -> tuple[Failure, ...]:
+    """Run a graph to its end, whatever fails, and return the failures.
+
+    Parameters
+    ----------
+    workflow
+    settings
+    crash_dirs
+        Folder of the crash files by a part of the node's name, such as ``sub_01``.
+    default_crash_dir
+        Folder of all others.
+    """
+    _configure(settings, default_crash_dir)
+    folders = {*crash_dirs.values(), default_crash_dir}
+    for name in workflow.list_node_names():
+        node = workflow.get_node(name)
+        folder = next((f for part, f in crash_dirs.items() if _concerns(name, part)), default_crash_dir)
+        node.config = {"execution": {"crashdump_dir": str(folder)}}
+    before = {path for folder in folders for path in folder.glob("crash-*")}
+    plugin, arguments = choose_plugin(settings)
+    stopped: Exception | None = None
+    try:
+        workflow.run(plugin=plugin, plugin_args=arguments)
+    except Exception as error:  # noqa: BLE001  nipype raises what the node raised; the crash files tell which
+        stopped = error
+    made = sorted({path for folder in folders for path in folder.glob("crash-*")} - before)
+    failures = tuple(read_crash(path) for path in made)
+    if stopped is not None and not failures:
+        raise stopped
+    return failures
+
+
+def _concerns(node: str, part: str) -> bool:
+    return re.search(rf"(^|_){re.escape(part)}(_|$)", node) is not None
+
+
+def _configure(settings: Settings, crash_dir: Path) -> None:
+    crash_dir.mkdir(parents=True, exist_ok=True)
+    nipype_config.update_config(
+        {
+            "execution": {
+                "crashdump_dir": str(crash_dir),
+                "crashfile_format": "txt",
+                "hash_method": "content",
+                "poll_sleep_duration": "0.1",
+                "check_version": "false",
+                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+                "remove_unnecessary_outputs": "false",
+                "keep_inputs": "true",
+                "parameterize_dirs": "false",
+            },
+            "monitoring": {"enabled": str(settings.resource_monitor).lower(), "sample_frequency": "1"},
+            "logging": {"log_to_file": "false"},
+        }
+    )
+    if settings.resource_monitor:
+        nipype_config.enable_resource_monitor()
+    levels = ("WARNING", "INFO", "DEBUG")
+    level = levels[min(settings.verbose, 2)]
+    for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
+        nipype_logging.getLogger(name.partition(".")[2]).setLevel(level)
+
+
+def read_crash(path: Path) -> Failure:
+    """Read the node and the last error of a crash file."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    node = next((line.removeprefix("Node: ").strip() for line in lines if line.startswith("Node: ")), path.stem)
+    sentence = "The node failed; see its crash file."
+    for line in lines:
+        match = _ERROR_LINE.match(line)
+        if match and match.group(1) != "NodeExecutionError":
+            kind, text = match.groups()
+            sentence = text if _is_ours(kind) else f"{kind}: {text}"
+    return Failure(node.rpartition(".")[2], sentence, path)
+
+
+def _is_ours(kind: str) -> bool:
+    from bids_mllm import exceptions
+
+    return hasattr(exceptions, kind)
+
+
+def failures_of(failures: tuple[Failure, ...], participant: str) -> tuple[Failure, ...]:
+    """Return the failures that concern a participant: its own nodes and the features that all share."""
+    return tuple(
+        failure
+        for failure in failures
+        if _concerns(failure.node, f"sub_{participant}") or "_sub_" not in failure.node
+    )
+
+
+def describe(failures: tuple[Failure, ...]) -> list[str]:
+    """Return one line a failure."""
+    return [f"{failure.node}: {failure.sentence} (crash file: {failure.crash_file})" for failure in failures]
+
+
