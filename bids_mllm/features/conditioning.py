@@ -15,8 +15,9 @@ def _centred(values: NDArray[np.floating[Any]]) -> NDArray[np.float64] | None:
     """Return float64 columns with mean 0, or None where nothing but rounding varies over the rows."""
     if values.size == 0:
         return None
-    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
-    if np.abs(centred).max() <= ROUNDING * np.abs(values).max():
+    double = values.astype(np.float64)
+    centred: NDArray[np.float64] = double - double.mean(axis=0)
+    if np.abs(centred).max() <= ROUNDING * np.abs(double).max():
         return None
     return centred
 

@@ -163,15 +163,19 @@ def _last_end(stamps: list[tuple[int, int]], time_base: Fraction | None) -> floa
 
 
 def check_complete(container: "InputContainer", ends: dict[int, float], stim_file: str) -> None:
-    """Compare what was found with what the header promises, where it speaks of these streams alone."""
+    """Compare what was found with what the header promises, where it speaks of these streams alone.
+
+    Formats differ in whether the promised length counts from the first time stamp or from zero; the smaller
+    reading is taken.
+    """
     promised = [
-        float((s.start_time or 0) + s.duration) * float(s.time_base or 0)
+        float(s.duration * (s.time_base or 0))
         for s in (container.streams[index] for index in ends)
         if s.duration is not None
     ]
     alone = len(container.streams) == len(ends)
     if not promised and alone and container.duration is not None:
-        promised = [((container.start_time or 0) + container.duration) / 1e6]
+        promised = [container.duration / 1e6]
     found = max(ends.values())
     if promised and found < max(promised) - MISSING_TOLERANCE:
         raise StimulusError(

@@ -1,5 +1,6 @@
 """nipype plugins: MultiProc that survives a killed worker, and the choice among plugins."""
 
+import logging
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +30,20 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
     file, and a new pool takes the nodes that do not depend on them.
     """
 
+    def __init__(self, plugin_args: dict[str, Any], *, verbose: int = 0) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self._verbose = verbose
+        self.pool.shutdown()  # nipype's own: nothing was submitted yet
+        self.pool = self._new_pool()
+
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=self.processors,
+            initializer=_initialise_worker,
+            initargs=(os.getcwd(), self._verbose),
+            mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
+        )
+
     def _async_callback(self, args: Any) -> None:
         if args.exception() is None:
             super()._async_callback(args)
@@ -47,13 +62,21 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
             return super()._submit_job(node, updatehash=updatehash)
         except BrokenProcessPool:
             self.pool.shutdown(wait=False)
-            self.pool: Any = ProcessPoolExecutor(
-                max_workers=self.processors,
-                initializer=process_initializer,
-                initargs=(os.getcwd(),),
-                mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
-            )
+            self.pool = self._new_pool()
             return super()._submit_job(node, updatehash=updatehash)
+
+
+def _initialise_worker(cwd: str, verbose: int) -> None:
+    """Start a worker in the folder and at the log level of the main process."""
+    process_initializer(cwd)
+    set_nipype_level(verbose)
+
+
+def set_nipype_level(verbose: int) -> None:
+    """Let nipype say what goes wrong; more with -v, everything with -vv."""
+    level = ("CRITICAL", "INFO", "DEBUG")[min(verbose, 2)]
+    for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
+        logging.getLogger(name).setLevel(level)
 
 
 def choose_plugin(settings: Settings) -> tuple[Any, dict[str, Any]]:
@@ -69,7 +92,7 @@ def choose_plugin(settings: Settings) -> tuple[Any, dict[str, Any]]:
     }
     if settings.nprocs == 1:
         return "Linear", arguments
-    return ResilientMultiProcPlugin(arguments), arguments
+    return ResilientMultiProcPlugin(arguments, verbose=settings.verbose), arguments
 
 
 def _plugin_from_file(path: Path) -> tuple[Any, dict[str, Any]]:

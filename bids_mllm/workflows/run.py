@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nipype import config as nipype_config
-from nipype import logging as nipype_logging
 from nipype.pipeline.engine import Workflow
 
 from bids_mllm.config import Settings
-from bids_mllm.workflows.plugin import choose_plugin
+from bids_mllm.workflows.plugin import choose_plugin, set_nipype_level
 
 logger = logging.getLogger("bids_mllm")
 
@@ -41,12 +40,12 @@ def run_workflow(
     default_crash_dir
         Folder of all others.
     """
-    _configure(settings, default_crash_dir)
+    _configure(workflow, settings, default_crash_dir)
     folders = {*crash_dirs.values(), default_crash_dir}
     for name in workflow.list_node_names():
         node = workflow.get_node(name)
         folder = next((f for part, f in crash_dirs.items() if _concerns(name, part)), default_crash_dir)
-        node.config = {"execution": {"crashdump_dir": str(folder)}}
+        node.config = {"execution": _execution(settings, folder)}
     before = {path for folder in folders for path in folder.glob("crash-*")}
     plugin, arguments = choose_plugin(settings)
     stopped: Exception | None = None
@@ -65,31 +64,35 @@ def _concerns(node: str, part: str) -> bool:
     return re.search(rf"(^|_){re.escape(part)}(_|$)", node) is not None
 
 
-def _configure(settings: Settings, crash_dir: Path) -> None:
-    crash_dir.mkdir(parents=True, exist_ok=True)
+def _execution(settings: Settings, crash_dir: Path) -> dict[str, str]:
+    """Settings of nipype's execution."""
+    return {
+        "crashdump_dir": str(crash_dir),
+        "crashfile_format": "txt",
+        "hash_method": "content",
+        "poll_sleep_duration": "0.1",
+        "check_version": "false",
+        "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
+        "remove_unnecessary_outputs": "false",
+        "keep_inputs": "true",
+        "parameterize_dirs": "false",
+    }
+
+
+def _configure(workflow: Workflow, settings: Settings, default_crash_dir: Path) -> None:
+    """Set up nipype for this graph; a graph keeps the settings that were in force when it was built."""
+    default_crash_dir.mkdir(parents=True, exist_ok=True)
     nipype_config.update_config(
         {
-            "execution": {
-                "crashdump_dir": str(crash_dir),
-                "crashfile_format": "txt",
-                "hash_method": "content",
-                "poll_sleep_duration": "0.1",
-                "check_version": "false",
-                "stop_on_first_crash": str(settings.stop_on_first_crash).lower(),
-                "remove_unnecessary_outputs": "false",
-                "keep_inputs": "true",
-                "parameterize_dirs": "false",
-            },
+            "execution": _execution(settings, default_crash_dir),
             "monitoring": {"enabled": str(settings.resource_monitor).lower(), "sample_frequency": "1"},
             "logging": {"log_to_file": "false"},
         }
     )
     if settings.resource_monitor:
         nipype_config.enable_resource_monitor()
-    levels = ("WARNING", "INFO", "DEBUG")
-    level = levels[min(settings.verbose, 2)]
-    for name in ("nipype.workflow", "nipype.interface", "nipype.utils"):
-        nipype_logging.getLogger(name.partition(".")[2]).setLevel(level)
+    workflow.config["execution"].update(_execution(settings, default_crash_dir))
+    set_nipype_level(settings.verbose)
 
 
 def read_crash(path: Path) -> Failure:

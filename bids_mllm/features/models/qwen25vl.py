@@ -117,7 +117,12 @@ def plan(spec: ModelSpec, readout: ReadOut) -> ExtractionPlan:
     identity = {
         "family": "qwen25vl",
         "checkpoint": checkpoint.files_digest(setup.folder),
-        "frames": {**asdict(setup.frames), "n_frames": setup.n_frames},
+        "frames": {
+            **asdict(setup.frames),
+            "mean": list(setup.frames.mean),
+            "std": list(setup.frames.std),
+            "n_frames": setup.n_frames,
+        },
         "order": setup.order,
         "dtype": setup.dtype,
         "attention": "sdpa",
@@ -136,7 +141,14 @@ def plan(spec: ModelSpec, readout: ReadOut) -> ExtractionPlan:
 
 def load(spec: ModelSpec, readout: ReadOut, device: str) -> Extractor:
     """Return the model with its weights on a device (``cpu``, ``cuda``, ...)."""
-    from bids_mllm.features.models.qwen25vl_extractor import Qwen25VLExtractor
+    try:
+        from bids_mllm.features.models.qwen25vl_extractor import Qwen25VLExtractor
+    except ImportError as error:
+        # A torchvision built for another torch breaks the import of transformers' model classes.
+        raise CheckpointError(
+            f"The model code of transformers cannot be imported ({str(error).splitlines()[0]}); install a "
+            "torchvision that matches torch, or none."
+        ) from error
 
     conditions = read_out_conditions(spec, readout)
     return Qwen25VLExtractor(prepare(spec, readout.window), readout, conditions, device=device)
