@@ -220,7 +220,6 @@ def test_ceilings_and_drivers(
         predicted = np.concatenate([response[path] @ weights for path in test])
         scores[driver] = correlate_columns(predicted, np.concatenate([data[path] for path in test]))
     for driver, r in scores.items():
-        print(driver, r[(voxels['driver'] == driver).to_numpy()].mean(), voxels[voxels['driver'] == driver]['ceiling'].mean())
         mine = (voxels["driver"] == driver).to_numpy()
         ceilings = voxels.loc[mine, "ceiling"].to_numpy()
         assert 0.75 * ceilings.mean() < r[mine].mean() < 1.15 * ceilings.mean()

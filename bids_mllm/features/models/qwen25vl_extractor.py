@@ -116,7 +116,7 @@ class Qwen25VLExtractor:
             for condition, values in pooled.items():
                 results[condition].append(values)
         back = np.argsort(order)
-        return {condition: np.concatenate(parts)[:] for condition, parts in results.items()}
+        return {condition: np.concatenate(parts)[back] for condition, parts in results.items()}
 
     def close(self) -> None:
         """Free the weights and the device's memory."""

@@ -1,0 +1,277 @@
+"""Every bad input gives one sentence that names it, and the exit status of its kind."""
+
+import csv
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+FAST = ("--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "3")
+SPACE = "MNI152NLin2009cAsym"
+
+
+def participant(call, study, out, *arguments):
+    return call(study, out, "participant", "--participant-label", "01", *FAST, *arguments)
+
+
+def sentence(result, *parts):
+    """The last line of standard error, which must hold every part and no traceback."""
+    assert "Traceback" not in result.err
+    last = result.err.strip().splitlines()[-1]
+    for part in parts:
+        assert part in last, last
+    return last
+
+
+def bold_files(study):
+    return sorted((study / "derivatives/fmriprep/sub-01").rglob("*desc-preproc_bold.nii.gz"))
+
+
+def test_no_such_folder(call, tmp_path):
+    result = call(tmp_path / "nowhere", tmp_path / "out", "participant")
+    assert result.status == 2
+    sentence(result, str(tmp_path / "nowhere"), "does not exist")
+
+
+def test_output_is_the_data_set(call, study):
+    result = call(study, study / "derivatives" / "..", "participant")
+    assert result.status == 2
+    sentence(result, str(study), "choose another")
+
+
+def test_work_folder_inside_the_data_set(call, study, tmp_path):
+    result = call(study, tmp_path / "out", "participant", "-w", study / "work")
+    assert result.status == 2
+    sentence(result, "--work-dir")
+
+
+def test_unknown_participant(call, study, tmp_path):
+    result = call(study, tmp_path / "out", "participant", "--participant-label", "sub-09", "01")
+    assert result.status == 2
+    sentence(result, "09", "available are 01, 02")
+
+
+def test_filters_that_match_nothing(call, study, tmp_path):
+    result = participant(call, study, tmp_path / "out", "--task-id", "friends")
+    assert result.status == 2
+    sentence(result, "task friends", "bourne01")
+
+
+def test_no_events(call, own_study, tmp_path):
+    for path in own_study.glob("*_events.tsv"):
+        path.unlink()
+    result = participant(call, own_study, tmp_path / "out")
+    assert result.status == 70
+    sentence(result, "None of 5 runs", "no events file", "--stimulus-map")
+
+
+def test_missing_stimulus_costs_its_runs_only(call, own_study, tmp_path):
+    (own_study / "stimuli/wolf/wolf01.mkv").unlink()
+    result = participant(call, own_study, tmp_path / "out", "--models", "melspectrogram")
+    assert result.status == 0
+    assert "ses-001_task-wolf01 is left out" in result.err
+    assert "wolf/wolf01.mkv" in result.err
+    assert "datalad get" in result.err
+    page = (tmp_path / "out/sub-01.html").read_text(encoding="utf-8")
+    assert "wolf01.mkv" in page
+
+
+def test_all_stimuli_missing(call, own_study, tmp_path):
+    shutil.rmtree(own_study / "stimuli")
+    result = participant(call, own_study, tmp_path / "out")
+    assert result.status == 70
+    sentence(result, "None of 5 runs", "datalad get", "--stimuli-dir")
+
+
+def test_stimulus_that_is_no_media_file(call, own_study, tmp_path):
+    (own_study / "stimuli/bourne/bourne01.mkv").write_text("not a film", encoding="utf-8")
+    result = participant(call, own_study, tmp_path / "out", "--task-id", "bourne01")
+    assert result.status == 70
+    sentence(result, "bourne01.mkv")
+
+
+def test_video_that_breaks_off_in_the_middle(call, own_study, tmp_path):
+    film = own_study / "stimuli/bourne/bourne01.mkv"
+    content = bytearray(film.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 20_000] = bytes(20_000)
+    film.write_bytes(bytes(content))
+    result = participant(call, own_study, tmp_path / "out", "--models", "motionenergy", "--test-task", "wolf*")
+    assert result.status in (1, 70)
+    assert "Traceback" not in result.err
+    assert "bourne01.mkv" in result.err
+
+
+def test_film_without_the_needed_sound(call, own_study, tmp_path):
+    import av
+
+    film = own_study / "stimuli/bourne/bourne01.mkv"
+    silent = own_study / "silent.mkv"
+    with av.open(str(film)) as source, av.open(str(silent), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    silent.replace(film)
+    result = participant(call, own_study, tmp_path / "out", "--models", "melspectrogram")
+    assert result.status == 70
+    sentence(result, "melspectrogram needs sound", "bourne01.mkv", "no audio stream")
+
+
+def test_nan_and_constant_voxels_are_set_aside(call, own_study, tmp_path):
+    first = bold_files(own_study)[0]
+    image = nib.load(first)
+    mask = nib.load(str(first).replace("desc-preproc_bold", "desc-brain_mask"))
+    inside = np.argwhere(np.asarray(mask.dataobj) > 0)
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    broken = [tuple(inside[10]), tuple(inside[20])]
+    data[broken[0]] = np.nan
+    data[broken[1]] = 7.0
+    nib.Nifti1Image(data, image.affine, image.header).to_filename(first)
+    result = participant(call, own_study, tmp_path / "out", "--models", "melspectrogram")
+    assert result.status == 0
+    path = next((tmp_path / "out/sub-01/func").glob("*stat-r_desc-best_statmap.nii.gz"))
+    values = np.asarray(nib.load(path).dataobj)
+    assert all(np.isnan(values[place]) for place in broken)
+    assert np.isfinite(values).sum() == len(inside) - 2
+    encoding = next((tmp_path / "out/sub-01/func").glob("*desc-encoding_mask.nii.gz"))
+    assert np.asarray(nib.load(encoding).dataobj).sum() == len(inside) - 2
+
+
+def test_mask_of_another_shape(call, own_study, tmp_path):
+    path = str(bold_files(own_study)[0]).replace("desc-preproc_bold", "desc-brain_mask")
+    nib.Nifti1Image(np.ones((3, 4, 5), dtype=np.uint8), np.eye(4)).to_filename(path)
+    result = participant(call, own_study, tmp_path / "out")
+    assert result.status == 70
+    sentence(result, "mask", "(3, 4, 5)", "one grid")
+
+
+def test_repetition_time_that_disagrees(call, own_study, tmp_path):
+    sidecar = bold_files(own_study)[0]
+    sidecar = sidecar.with_name(sidecar.name.replace(".nii.gz", ".json"))
+    content = json.loads(sidecar.read_text(encoding="utf-8"))
+    sidecar.write_text(json.dumps(content | {"RepetitionTime": 2.0}), encoding="utf-8")
+    result = participant(call, own_study, tmp_path / "out")
+    assert result.status == 70
+    sentence(result, "RepetitionTime is 2 s", "1.49 s", "header")
+
+
+def test_truncated_bold(call, own_study, tmp_path):
+    path = bold_files(own_study)[0]
+    whole = gzip.compress(gzip.decompress(path.read_bytes()))
+    path.write_bytes(whole[: len(whole) // 2])
+    result = participant(call, own_study, tmp_path / "out", "--models", "melspectrogram")
+    assert result.status == 1
+    assert path.name in result.err
+    assert "Traceback" not in result.err
+    assert (tmp_path / "out/dataset_description.json").is_file()
+    assert (tmp_path / "out/.bidsignore").is_file()
+    assert path.name in (tmp_path / "out/sub-01.html").read_text(encoding="utf-8")
+
+
+def test_too_few_runs_to_test_on_others(call, study, tmp_path):
+    result = participant(call, study, tmp_path / "out", "--task-id", "life01", "--test-task", "life*")
+    assert result.status == 70
+    sentence(result, "2 are for testing and 0 for training")
+
+
+def test_test_task_that_matches_nothing(call, study, tmp_path):
+    result = participant(call, study, tmp_path / "out", "--test-task", "friends*")
+    assert result.status == 2
+    sentence(result, "friends*", "its tasks are bourne01, bourne02, life01, wolf01")
+
+
+def test_run_too_short_to_cut(call, study, tmp_path):
+    result = participant(call, study, tmp_path / "out", "--task-id", "wolf01", "--n-folds", "12")
+    assert result.status == 70
+    sentence(result, "fold")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--models", "gpt9"), ("gpt9", "motionenergy")),
+        (("--models", "qwen25vltiny={study}/models/qwen25vltiny", "--instructions", "XYZ"), ("XYZ", "ESA")),
+        (("--models", "mine={study}/stimuli"), ("stimuli", "config.json")),
+        (("--models", "mine={study}/nowhere"), ("nowhere",)),
+        (("--atlas", "{study}/nowhere.nii.gz"), ("nowhere.nii.gz",)),
+        (("--delays", "1", "1"), ("--delays",)),
+        (("--mem", "lots"), ("--mem", "16G")),
+        (("--derivatives", "fmriprep={study}/nowhere"), ("nowhere", "--derivatives")),
+        (("--space", "fsLR"), ("fsLR", "surface")),
+    ],
+)
+def test_wrong_values(call, study, tmp_path, arguments, parts):
+    filled = [argument.format(study=study) for argument in arguments]
+    result = participant(call, study, tmp_path / "out", *filled)
+    assert result.status == 2
+    sentence(result, *parts)
+
+
+def write_table(folder, stim_file, rows, columns=("onset", "duration", "words")):
+    path = (folder / stim_file).with_suffix(".tsv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter="\t")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts"),
+    [
+        ([(0, 10, 1), (20, 30, 2)], ("wolf01", "words", "10")),
+        ([(0, 10, "many"), (10, 40, 2)], ("wolf01.tsv, line 2", "words", "'many'")),
+        ([(0, 60, 1)], ("wolf01", "row")),
+        ([(0, 5, 1), (5, 5, 1)], ("wolf01", "10")),
+    ],
+    ids=["gap", "text", "one row", "too few rows"],
+)
+def test_feature_tables_that_cannot_be_used(call, study, tmp_path, rows, parts):
+    write_table(tmp_path / "words", "wolf/wolf01.mkv", rows)
+    result = participant(
+        call, study, tmp_path / "out", "--task-id", "wolf01", "--feature-table", f"words={tmp_path / 'words'}"
+    )
+    assert result.status == 70
+    sentence(result, *parts)
+
+
+def test_feature_table_missing(call, study, tmp_path):
+    (tmp_path / "words").mkdir()
+    result = participant(
+        call, study, tmp_path / "out", "--task-id", "wolf01", "--feature-table", f"words={tmp_path / 'words'}"
+    )
+    assert result.status == 70
+    sentence(result, "wolf01.tsv does not exist")
+
+
+@pytest.mark.slow
+def test_full_disk_leaves_nothing_half_written(study, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        command = [
+            sys.executable, "-m", "bids_mllm.cli.run", study, tmp_path / "out", "participant", *FAST,
+            "--participant-label", "01", "--features-dir", small, "-w", tmp_path / "work",
+        ]  # fmt: skip
+        result = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+        left = [path for path in small.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert result.returncode == 1
+    assert "is full" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not [path for path in left if "partial" in path.name or path.name.startswith(".new")]
+    again = subprocess.run(
+        [str(c) if c != small else str(tmp_path / "large") for c in command], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
