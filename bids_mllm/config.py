@@ -1,16 +1,23 @@
 """Settings of one call: a frozen value, made from TOML and the command line, handed down to whoever needs it."""
 
+import math
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bids_mllm.exceptions import UsageError
 from bids_mllm.records import Pooling, WindowPosition
 
 GIB = 1024.0
+LEVELS = ("participant", "group")
+POOLINGS = ("generated", "last", "instruction", "media")
+CONFOUNDS = ("simple", "motion", "compcor", "none")
+POSITIONS = ("end", "center", "start")
+DEVICES = r"auto|cpu|cuda(:[0-9]+)?"
 
 
 @dataclass(frozen=True)
@@ -111,14 +118,17 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"The settings file {path} cannot be read ({error}); expected TOML.") from error
-    known = {f.name: f.type for f in fields(Settings)}
+    known = {f.name for f in fields(Settings)}
     unknown = sorted(set(content) - set(known))
     if unknown:
         raise UsageError(
             f"The settings file {path} has unknown settings {', '.join(unknown)}; known are "
             f"{', '.join(sorted(known))}."
         )
-    return {name: _typed(path, name, value) for name, value in content.items() if name not in ONE_CALL}
+    faults = [fault for name, value in content.items() if (fault := _type_fault(name, value))]
+    if faults:
+        raise UsageError(f"The settings file {path}: {' '.join(faults)}")
+    return {name: _typed(name, value) for name, value in content.items() if name not in ONE_CALL}
 
 
 _PATHS = {
@@ -127,19 +137,52 @@ _PATHS = {
 }  # fmt: skip
 
 
-def _typed(path: Path, name: str, value: Any) -> Any:
-    default = next(f.default for f in fields(Settings) if f.name == name)
+_KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+    Path: ("a path", (str,)),
+}
+
+
+def _type_fault(name: str, value: Any) -> str | None:
+    """Say what is wrong with the type of a value of a settings file, None when it is right."""
+    annotation: Any = next(f.type for f in fields(Settings) if f.name == name)
+    if getattr(annotation, "__origin__", None) is tuple:
+        kinds = [kind for kind in get_args(annotation) if kind is not ...]
+        n_items = None if ... in get_args(annotation) else len(kinds)
+        if not isinstance(value, list) or n_items not in (None, len(value)):
+            return f"{name} is {value!r}, but must be a list{f' of {n_items}' if n_items else ''}."
+        pairs = [(item, kinds[place if n_items else 0]) for place, item in enumerate(value)]
+    elif getattr(annotation, "__origin__", None) is Mapping:
+        if not isinstance(value, dict):
+            return f"{name} is {value!r}, but must be a table of NAME = PATH."
+        pairs = [(item, Path) for item in value.values()]
+    else:
+        pairs = [(value, annotation)]
+    wrong = [(item, _kind(kind)) for item, kind in pairs if not _is(item, _kind(kind))]
+    return f"{name} holds {wrong[0][0]!r}, but must be {_KINDS[wrong[0][1]][0]}." if wrong else None
+
+
+def _kind(annotation: Any) -> type:
+    """Return the plain type of an annotation: of ``float | None`` float, of a Literal str."""
+    plain = [kind for kind in (annotation, *get_args(annotation)) if kind in _KINDS]
+    return plain[0] if plain else str
+
+
+def _is(value: Any, kind: type) -> bool:
+    return isinstance(value, _KINDS[kind][1]) and (kind is bool or not isinstance(value, bool))
+
+
+def _typed(name: str, value: Any) -> Any:
     if name in _PATHS:
         return Path(value)
     if name == "atlas":
         return tuple(Path(item) for item in value)
     if name in ("derivatives", "feature_table"):
         return {key: Path(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise UsageError(f"{path}: {name} is {value!r}, but must be true or false.")
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 def available_cpus() -> int:
@@ -155,7 +198,7 @@ def available_cpus() -> int:
 def available_memory_mb() -> float:
     """Memory that this process may use in MiB: by Slurm, else the control group's or the machine's, less a tenth."""
     slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdigit():
+    if slurm.isdigit() and int(slurm) > 0:  # 0 is Slurm's word for the whole node
         return float(slurm)
     import psutil
 
@@ -182,7 +225,7 @@ def parse_memory(text: str) -> float:
         value = float(digits.removesuffix(suffix)) * factors[suffix]
     except ValueError:
         raise UsageError(f"--mem is {text!r}, but must be a number with K, M, G or T, such as 16G.") from None
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise UsageError(f"--mem is {text!r}, but must be above 0.")
     return value
 
@@ -198,12 +241,13 @@ def _path_faults(s: Settings) -> list[str]:
     faults = []
     if not s.bids_dir.is_dir():
         faults.append(f"The BIDS folder {s.bids_dir} does not exist; give the root of a BIDS data set.")
-    if s.output_dir == s.bids_dir:
+    bids_dir, output_dir, work_dir = (path.resolve() for path in (s.bids_dir, s.output_dir, s.work_dir))
+    if output_dir == bids_dir:
         faults.append(
             f"The output folder {s.output_dir} is the BIDS folder itself; choose another, such as "
             f"{s.bids_dir / 'derivatives' / 'bids-mllm'}."
         )
-    if s.work_dir == s.bids_dir or s.bids_dir in s.work_dir.parents:
+    if work_dir == bids_dir or bids_dir in work_dir.parents:
         faults.append(f"The work folder {s.work_dir} lies inside the BIDS folder; choose another with --work-dir.")
     files = {
         "--bids-filter-file": s.bids_filter_file,
@@ -221,13 +265,13 @@ def _path_faults(s: Settings) -> list[str]:
 
 def _value_faults(s: Settings) -> list[str]:
     checks = {
-        f"--window is {s.window}, but must be above 0 seconds.": s.window is not None and s.window <= 0,
+        f"--window is {s.window}, but must be above 0 seconds.": s.window is not None and not 0 < s.window < math.inf,
         f"--delays are {s.delays}, but must be unique whole TRs from 0 up.": not s.delays
         or min(s.delays) < 0
         or len(set(s.delays)) != len(s.delays),
-        f"--high-pass is {s.high_pass}, but must be 0 (none) or above, in Hz.": s.high_pass < 0,
+        f"--high-pass is {s.high_pass}, but must be 0 (none) or above, in Hz.": not 0 <= s.high_pass < math.inf,
         f"--alphas are {s.alphas}, but must be LOWEST HIGHEST NUMBER with 0 < LOWEST < HIGHEST and NUMBER from 2.": (
-            not 0 < s.alphas[0] < s.alphas[1] or s.alphas[2] < 2
+            not 0 < s.alphas[0] < s.alphas[1] < math.inf or s.alphas[2] < 2
         ),
         f"--n-folds is {s.n_folds}, but must be 2 or more.": s.n_folds < 2,
         f"--max-new-tokens is {s.max_new_tokens}, but must be 1 or more.": s.max_new_tokens < 1,
@@ -236,10 +280,22 @@ def _value_faults(s: Settings) -> list[str]:
         f"--n-gpu-procs is {s.n_gpu_procs}, but must be 1 or more.": s.n_gpu_procs < 1,
         "--models and --feature-table are both empty; ask for at least one.": not s.models and not s.feature_table,
         f"--feature-table names must be letters and digits and differ from --models; got "
-        f"{', '.join(s.feature_table)}.": any(not name.isalnum() for name in s.feature_table)
+        f"{', '.join(s.feature_table)}.": any(not re.fullmatch("[0-9a-zA-Z]+", name) for name in s.feature_table)
         or bool(set(s.feature_table) & {m.partition("=")[0] for m in s.models}),
         "--space must name at least one space.": not s.space,
+        f"--layers are {s.layers}, but must be from 0 up (0 = embedding).": any(layer < 0 for layer in s.layers),
+        f"--device is {s.device!r}, but must be auto, cpu, cuda or cuda:N.": not re.fullmatch(DEVICES, s.device),
+        f"--mem is {s.mem_mb} MB, but must be above 0.": not 0 < s.mem_mb < math.inf,
     }
+    choices = {
+        "The analysis level": ((s.analysis_level,), LEVELS),
+        "--window-position": ((s.window_position,), POSITIONS),
+        "--poolings": (s.poolings, POOLINGS),
+        "--confounds": ((s.confounds,), CONFOUNDS),
+    }
+    for name, (given, allowed) in choices.items():
+        unknown = ", ".join(value for value in given if value not in allowed)
+        checks[f"{name} is {unknown}, but must be of {', '.join(allowed)}."] = bool(unknown)
     volumetric = [space for space in s.space if space in ("fsLR", "fsaverage", "fsaverage5", "fsaverage6", "fsnative")]
     if volumetric:
         checks[

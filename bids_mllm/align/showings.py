@@ -67,21 +67,30 @@ def _showings_of_one(
     if len(rows) == 1:
         return [Showing(rows[0].stim_file, rows[0].onset, 0.0, rows[0].duration)], "one row"
     last = rows[-1]
-    span = last.onset + (last.duration or 0.0) - rows[0].onset
+    span = _span(rows)
     if _match(span, media_duration):
         return [Showing(last.stim_file, rows[0].onset, 0.0, span)], "one continuous playback"
     if all(_match(row.duration, media_duration) for row in rows):
         return [Showing(r.stim_file, r.onset, 0.0, r.duration) for r in rows], "separate showings"
+    whole = "for an unknown time" if span is None else f"{span:.2f} s"
     shown = "unknown" if media_duration is None else f"{media_duration:.2f} s"
     durations = ", ".join("n/a" if r.duration is None else f"{r.duration:g}" for r in rows)
     raise InputDataError(
         f"{source} names {last.stim_file} in {len(rows)} rows: as one continuous playback it would last "
-        f"{span:.2f} s, as separate showings {durations} s, but the media lasts {shown}; add a column "
+        f"{whole}, as separate showings {durations} s, but the media lasts {shown}; add a column "
         "stim_onset or say which with --stimulus-map."
     )
+
+
+def _span(rows: Sequence[Row]) -> float | None:
+    """Seconds from the first onset to the last end; None where a row does not say when it ends."""
+    ends = [row.onset + row.duration for row in rows if row.duration is not None]
+    return max(ends) - rows[0].onset if len(ends) == len(rows) else None
 
 
 def _match(seconds: float | None, media_duration: float | None) -> bool:
     if seconds is None or media_duration is None:
         return False
-    return abs(seconds - media_duration) <= max(1.0, MATCH_TOLERANCE * media_duration)
+    # Less than the media itself, so that two showings of a sound of a second are no continuous playback.
+    least = min(1.0, 0.25 * media_duration)
+    return abs(seconds - media_duration) <= max(least, MATCH_TOLERANCE * media_duration)

@@ -93,15 +93,21 @@ def _grid(on_media: FloatArray, *, step: float, length: float, duration: float) 
     the same phase share one grid whatever part of it they recorded.
     """
     phase = float(on_media[0]) if on_media.size else 0.0
-    origin = round(phase - np.floor(phase / step + EDGE_TOLERANCE) * step, 6)
-    n_windows = int(np.floor((duration - length - origin) / step + EDGE_TOLERANCE)) + 1
-    return WindowGrid(origin=max(origin, 0.0), step=step, length=length, n_windows=max(n_windows, 0))
+    origin = max(0.0, round(float(phase - np.floor((phase + EDGE_TOLERANCE) / step) * step), 6))
+    return WindowGrid(origin, step, length, _n_windows(origin, step=step, length=length, duration=duration))
+
+
+def _n_windows(origin: float, *, step: float, length: float, duration: float) -> int:
+    """Windows that end within `duration`; the tolerance is above what `_inside` and the rounding of `origin` let
+    pass together, so that every volume inside has its row.
+    """
+    return max(0, int(np.floor((duration - length - origin + 3 * EDGE_TOLERANCE) / step)) + 1)
 
 
 def grid_for_duration(grid: WindowGrid, duration: float) -> WindowGrid:
     """Return `grid` extended or cut to what a stream of `duration` seconds holds; rows keep their index."""
-    n_windows = int(np.floor((duration - grid.length - grid.origin) / grid.step + EDGE_TOLERANCE)) + 1
-    return WindowGrid(grid.origin, grid.step, grid.length, max(n_windows, 0))
+    n_windows = _n_windows(grid.origin, step=grid.step, length=grid.length, duration=duration)
+    return WindowGrid(grid.origin, grid.step, grid.length, n_windows)
 
 
 def _report(

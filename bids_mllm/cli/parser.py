@@ -2,12 +2,18 @@
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bids_mllm import __version__
 from bids_mllm.config import (
+    CONFOUNDS,
+    DEVICES,
+    LEVELS,
+    POOLINGS,
+    POSITIONS,
     Settings,
     available_cpus,
     available_memory_mb,
@@ -16,10 +22,6 @@ from bids_mllm.config import (
     read_settings_file,
 )
 from bids_mllm.exceptions import UsageError
-
-POOLINGS = ("generated", "last", "instruction", "media")
-CONFOUNDS = ("simple", "motion", "compcor", "none")
-POSITIONS = ("end", "center", "start")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=Path, help="folder for the results, a BIDS derivative")
     parser.add_argument(
         "analysis_level",
-        choices=("participant", "group"),
+        choices=LEVELS,
         help="participant: features, fits and scores; group: what participants wrote, put together",
     )
     parser.add_argument("--version", action="version", version=f"bids-mllm {__version__}")
@@ -274,7 +276,7 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
         values["mem_mb"] = parse_memory(values.pop("mem"))
     if "alphas" in values:
         low, high, number = values["alphas"]
-        values["alphas"] = (low, high, int(number))
+        values["alphas"] = (low, high, _whole_number(number))
     if "device" in values:
         values["device"] = _device(values["device"])
     return values
@@ -282,9 +284,15 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
 
 def _run_number(label: str) -> int:
     digits = label.removeprefix("run-")
-    if not digits.isdigit():
+    if not digits.isdecimal():
         raise UsageError(f"--run-id is {label!r}, but must be a number, such as 1.")
     return int(digits)
+
+
+def _whole_number(number: float) -> int:
+    if not number.is_integer():
+        raise UsageError(f"--alphas asks for {number:g} penalties, but NUMBER must be a whole number, such as 11.")
+    return int(number)
 
 
 def _named_paths(items: Sequence[str], option: str, *, bare: bool) -> dict[str, Path]:
@@ -302,7 +310,7 @@ def _named_paths(items: Sequence[str], option: str, *, bare: bool) -> dict[str, 
 
 
 def _device(text: str) -> str:
-    if text in ("auto", "cpu", "cuda") or (text.startswith("cuda:") and text[5:].isdigit()):
+    if re.fullmatch(DEVICES, text):
         return text
     raise UsageError(f"--device is {text!r}, but must be auto, cpu, cuda or cuda:N.")
 

@@ -25,17 +25,27 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder with your own films or sounds, each shown once as one run; without it films are made "
         "from random numbers",
     )
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        metavar="RESULTS",
+        help="write nothing; compare the results that bids-mllm wrote to RESULTS with the causes in OUT, print a "
+        "table and end with status 1 where something that must hold does not",
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of all random numbers (0)")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0 done, 2 usage, 70 a film that cannot be used."""
+    """Run the command and return its exit status: 0 done, 1 a finding that does not hold, 2 usage, 70 unusable
+    films or results."""
     options = build_parser().parse_args(argv)
-    from bids_mllm.simulate.dataset import simulate_dataset
-
     try:
+        if options.compare is not None:
+            return _compare(options.out, options.compare)
+        from bids_mllm.simulate.dataset import simulate_dataset
+
         simulate_dataset(
             options.out, participants=options.participants, films=options.films, seed=options.seed
         )
@@ -43,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"bids-mllm-simulate: {error}\n")
         return error.exit_status
     return 0
+
+
+def _compare(dataset: Path, results: Path) -> int:
+    """Print what was found against what was planted."""
+    from bids_mllm.simulate.compare import compare_with_truth, conditioning_words, format_findings
+
+    findings = compare_with_truth(dataset, results)
+    sys.stdout.write(format_findings(findings) + "\n" + conditioning_words(dataset) + "\n")
+    return 0 if all(finding.holds for finding in findings) else 1
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Events files: which one applies to a run, and its rows."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,22 @@ def find_events(bids_dir: Path, bold: BidsName, folders: FolderIndex) -> Path | 
 
 
 def read_events(path: Path) -> tuple[EventRow, ...]:
-    """Read the rows that name a stimulus file, in order of onset; rows with ``n/a`` are passed over."""
+    """Read the rows that name a stimulus file, in order of onset; rows with ``n/a`` are passed over.
+
+    Raises
+    ------
+    InputDataError
+        When the file cannot be read, lacks a column, or holds a time that is not a number; names the line.
+    """
+    try:
+        return _read_rows(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputDataError(
+            f"The events file {path} cannot be read ({error}); run datalad get on it if it is a link, or correct it."
+        ) from error
+
+
+def _read_rows(path: Path) -> tuple[EventRow, ...]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t")
         columns = reader.fieldnames or []
@@ -64,12 +80,15 @@ def read_events(path: Path) -> tuple[EventRow, ...]:
 
 def _seconds(path: Path, line: int, column: str, text: str | None) -> float:
     try:
-        return float(text or "")
+        seconds = float(text or "")
     except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
         raise InputDataError(
             f"{path}, line {line}: {column} is {text!r}, but must be a number of seconds with a point "
             "(such as 12.5); correct the file."
-        ) from None
+        )
+    return seconds
 
 
 def _seconds_or_none(path: Path, line: int, column: str, text: str | None) -> float | None:

@@ -1,6 +1,8 @@
 """Functional runs in the spaces asked for, with their masks, confounds and clocks."""
 
 import logging
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +66,9 @@ def usable_runs(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[DroppedRun,
     for run in runs:
         if run.bold is None:
             reason = "the BOLD file is not here (a link to content that was not fetched); run datalad get on it"
+            dropped.append(DroppedRun(run.participant, run.label, reason))
+        elif run.mask is not None and not run.mask.exists():
+            reason = f"its mask {run.mask.name} is a link to content that was not fetched; run datalad get on it"
             dropped.append(DroppedRun(run.participant, run.label, reason))
         elif not run.showings:
             reason = run.showings_rule or "no events file applies to it and no --stimulus-map row names it"
@@ -152,7 +157,7 @@ def _make_run(
     present = bold.path.exists()
     mask = _same_grid(bold, masks)
     shape, header_tr = _read_header(bold.path) if present else ((0, 0, 0, 0), 0.0)
-    if present and mask is not None:
+    if present and mask is not None and mask.exists():
         _check_mask(bold.path, shape, mask)
     repetition_time = _repetition_time(bold.path, sidecar, header_tr)
     confound = next((name.path for name in confounds if name.run_key == bold.run_key), None)
@@ -167,7 +172,7 @@ def _make_run(
         mask=mask,
         confounds=confound,
         repetition_time=repetition_time,
-        start_time=_start_time(sidecar, repetition_time),
+        start_time=_start_time(bold.path, sidecar, repetition_time),
         n_volumes=shape[3],
         events=find_events(clocks.bids_dir, bold, clocks.folders),
         resolution=bold.entities.get("res"),
@@ -178,19 +183,23 @@ def _same_grid(bold: BidsName, masks: Sequence[BidsName]) -> Path | None:
     keys = ("space", "res")
     for name in masks:
         same = all(name.entities.get(key) == bold.entities.get(key) for key in keys)
-        if same and name.run_key == bold.run_key and name.path.exists():
+        if same and name.run_key == bold.run_key:
             return name.path
     return None
 
 
-def _read_header(path: Path) -> tuple[tuple[int, int, int, int], float]:
+def _header(path: Path) -> Any:
     import nibabel as nib
     from nibabel.filebasedimages import ImageFileError
 
     try:
-        header = nib.load(path).header
-    except (ImageFileError, OSError, EOFError) as error:
+        return nib.load(path).header
+    except (ImageFileError, OSError, EOFError, zlib.error) as error:
         raise InputDataError(f"{path} cannot be read as an image ({error}); fetch or preprocess it again.") from error
+
+
+def _read_header(path: Path) -> tuple[tuple[int, int, int, int], float]:
+    header = _header(path)
     shape = header.get_data_shape()
     if len(shape) != 4:
         raise InputDataError(f"{path} has the shape {shape}; expected a 4-D BOLD series.")
@@ -201,9 +210,7 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int, int], float]:
 
 
 def _check_mask(bold: Path, shape: Sequence[int], mask: Path) -> None:
-    import nibabel as nib
-
-    mask_shape = nib.load(mask).shape
+    mask_shape = _header(mask).get_data_shape()
     if tuple(mask_shape[:3]) != tuple(shape[:3]):
         raise InputDataError(
             f"The mask {mask} has the shape {tuple(mask_shape)} but its BOLD {bold.name} has "
@@ -212,7 +219,7 @@ def _check_mask(bold: Path, shape: Sequence[int], mask: Path) -> None:
 
 
 def _repetition_time(bold: Path, sidecar: Mapping[str, Any], header_tr: float) -> float:
-    stated = sidecar.get("RepetitionTime")
+    stated = _seconds(bold, sidecar, "RepetitionTime")
     if stated is None:
         if header_tr <= 0:
             raise InputDataError(
@@ -220,16 +227,29 @@ def _repetition_time(bold: Path, sidecar: Mapping[str, Any], header_tr: float) -
                 f"{bold.name.partition('.')[0]}.json."
             )
         return header_tr
-    if header_tr > 0 and abs(float(stated) - header_tr) > TR_TOLERANCE:
+    if header_tr > 0 and abs(stated - header_tr) > TR_TOLERANCE:
         raise InputDataError(
-            f"RepetitionTime is {float(stated):g} s in the sidecar of {bold} but {header_tr:g} s in its "
+            f"RepetitionTime is {stated:g} s in the sidecar of {bold} but {header_tr:g} s in its "
             "header; correct the wrong one."
         )
-    return float(stated)
+    return stated
 
 
-def _start_time(sidecar: Mapping[str, Any], repetition_time: float) -> float:
+def _seconds(bold: Path, sidecar: Mapping[str, Any], key: str) -> float | None:
+    value = sidecar.get(key)
+    if value is None:
+        return None
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not usable or (key == "RepetitionTime" and value <= 0):
+        raise InputDataError(
+            f"{key} is {value!r} in the sidecar of {bold}, but must be a number of seconds; correct the sidecar."
+        )
+    return float(value)
+
+
+def _start_time(bold: Path, sidecar: Mapping[str, Any], repetition_time: float) -> float:
     """StartTime, else the middle of the TR where slice timing was corrected, else 0."""
-    if "StartTime" in sidecar:
-        return float(sidecar["StartTime"])
+    stated = _seconds(bold, sidecar, "StartTime")
+    if stated is not None:
+        return stated
     return 0.5 * repetition_time if sidecar.get("SliceTimingCorrected") is True else 0.0

@@ -1,6 +1,7 @@
 """A table of the user's that says what was shown, for data sets whose events do not."""
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_stimulus_map(path: Path) -> tuple[MapRow, ...]:
                     f"columns {', '.join(COLUMNS)}."
                 )
             return tuple(_row(path, number, row) for number, row in enumerate(reader, start=2))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"The stimulus map {path} cannot be read: {error}.") from error
 
 
@@ -57,12 +58,15 @@ def _row(path: Path, line: int, row: dict[str, str]) -> MapRow:
         duration = value("duration")
         showing = Showing(
             stim_file=value("stim_file") or "",
-            run_onset=float(value("run_onset") or 0.0),
-            media_onset=float(value("media_onset") or 0.0),
-            duration=None if duration is None else float(duration),
+            run_onset=_seconds(value("run_onset") or "0"),
+            media_onset=_seconds(value("media_onset") or "0"),
+            duration=None if duration is None else _seconds(duration),
         )
         parsed = MapRow(
-            value("task"), value("session"), int(run.removeprefix("run-")) if run else None, showing
+            task=(value("task") or "").removeprefix("task-") or None,
+            session=(value("session") or "").removeprefix("ses-") or None,
+            run=int(run.removeprefix("run-")) if run else None,
+            showing=showing,
         )
     except ValueError as error:
         raise UsageError(
@@ -71,6 +75,13 @@ def _row(path: Path, line: int, row: dict[str, str]) -> MapRow:
     if not showing.stim_file:
         raise UsageError(f"The stimulus map {path}, line {line}: stim_file is empty; name the stimulus.")
     return parsed
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text!r} is no number of seconds")
+    return seconds
 
 
 def mapped_showings(rows: Sequence[MapRow], run: Run) -> tuple[Showing, ...]:

@@ -45,7 +45,7 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
     """
     usable = tuple(delayed_valid(windows.valid, delays) for windows in design.windows)
     groups = group_repeats([set(windows.stim_files) for windows in design.windows])
-    position = _positions(design, single_run=len(design.runs) == 1)
+    position = _positions(design)
     run_of_row = np.concatenate([np.full(int(rows.sum()), number) for number, rows in enumerate(usable)])
     position_of_row = np.concatenate([at[rows] for at, rows in zip(position, usable, strict=True)])
     folds = make_folds(
@@ -62,9 +62,12 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
     return Rows(tuple(delays), usable, segments, run_of_row, segment_of_row, folds)
 
 
-def _positions(design: ParticipantDesign, *, single_run: bool) -> list[FloatArray]:
-    """Seconds of each volume: on the run's clock for a single run, on the film's for repeats."""
-    if single_run:
+def _positions(design: ParticipantDesign) -> list[FloatArray]:
+    """Seconds of each volume: on the run's clock for a single run without a repeat, else on the film's, so that
+    all viewings of one instant are on one side.
+    """
+    stim_files = design.windows[0].stim_files
+    if len(design.runs) == 1 and len(set(stim_files)) == len(stim_files):
         run = design.runs[0]
         return [run.start_time + np.arange(run.n_volumes) * run.repetition_time]
     return [windows.start for windows in design.windows]

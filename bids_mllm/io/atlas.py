@@ -2,6 +2,7 @@
 
 import csv
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ def read_labels(image_path: Path) -> dict[int, str]:
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.DictReader(stream, delimiter="\t"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"The atlas table {table} cannot be read as text: {error}.") from error
     except OSError:
         raise UsageError(
             f"The atlas {image_path} has no table {table.name} beside it; write one with the tab-separated columns "
             "index and name."
         ) from None
     try:
-        labels = {int(row["index"]): row["name"] for row in rows}
-    except (KeyError, ValueError, TypeError):
+        labels = {int(row["index"]): row["name"].strip() for row in rows}
+    except (AttributeError, KeyError, ValueError, TypeError):
         raise UsageError(
             f"The atlas table {table} must have the tab-separated columns index (integers) and name."
         ) from None
@@ -50,8 +53,13 @@ def load_atlas(image_path: Path, mask: BoolArray, affine: Any) -> Atlas:
     try:
         image = nib.load(image_path)
         labels = np.asarray(image.dataobj)
-    except (OSError, ImageFileError) as error:
+        labels = labels[..., 0] if labels.ndim == 4 and labels.shape[3] == 1 else labels
+    except (OSError, EOFError, zlib.error, ImageFileError) as error:
         raise UsageError(f"The atlas {image_path} cannot be read as a label image: {error}.") from error
+    if labels.ndim != 3:
+        raise UsageError(
+            f"The atlas {image_path} has the shape {labels.shape}; expected a 3-D label image, one whole number an ROI."
+        )
     if labels.shape != mask.shape or not np.allclose(image.affine, affine, atol=1e-3):
         source = nib.Nifti1Image(labels.astype(np.int32), image.affine)
         moved = resample_img(

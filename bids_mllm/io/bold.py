@@ -1,5 +1,6 @@
 """BOLD series as (n_volumes, n_voxels) arrays, masked and cleaned run by run."""
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def load_run(run: Run, mask: BoolArray) -> FloatArray:
 
     try:
         return np.ascontiguousarray(np.asarray(nib.load(run.bold).dataobj)[mask].T, dtype=np.float32)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputDataError(
             f"{run.bold} cannot be read to its end ({error}); fetch or preprocess it again."
         ) from error

@@ -47,6 +47,9 @@ def load_confounds(run: Run, strategy: str) -> tuple[FloatArray | None, tuple[st
             f"The confounds {run.confounds} do not serve the strategy {strategy} ({reason}); choose another with "
             "--confounds."
         ) from error
+    if len(table) != run.n_volumes:
+        raise InputDataError(
+            f"The confounds {run.confounds} have {len(table)} rows but the BOLD {run.bold.name} has {run.n_volumes} "
+            "volumes; both must be of one preprocessing: preprocess the run again."
+        )
     return np.asarray(table, dtype=np.float64), tuple(str(name) for name in table.columns)
-
-

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     After an error nothing is left under either name. A full disk becomes one sentence.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     extension = path.name.partition(".")[2]
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=f".{extension}" if extension else "")
-    os.close(handle)
-    scratch = Path(name)
+    scratch: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=f".{extension}" if extension else "")
+        scratch = Path(name)
+        os.close(handle)
         yield scratch
         scratch.chmod(0o666 & ~_umask())
         scratch.replace(path)
@@ -32,7 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             "run again: what was finished is kept."
         ) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -67,7 +71,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_tsv(path: Path, rows: list[dict[str, Any]], columns: list[str] | None = None) -> None:
-    """Write a BIDS table atomically; None and NaN become n/a."""
+    """Write a BIDS table atomically; None and NaN become n/a, tabs and line breaks within a cell a space."""
     names = columns or (list(rows[0]) if rows else [])
     lines = ["\t".join(names)]
     lines += ["\t".join(_cell(row.get(name)) for name in names) for row in rows]
@@ -75,16 +79,20 @@ def write_tsv(path: Path, rows: list[dict[str, Any]], columns: list[str] | None 
 
 
 def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and value != value):
-        return "n/a"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Real) and not isinstance(value, Integral):
+        number = float(value)
+        return "n/a" if number != number else f"{number:.6g}"
+    return "n/a" if value is None else re.sub(r"[\t\r\n]+", " ", str(value))
 
 
 def read_tsv(path: Path) -> list[dict[str, str]]:
-    """Read a BIDS table as rows of text."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    names = lines[0].split("\t")
-    return [dict(zip(names, line.split("\t"), strict=True)) for line in lines[1:]]
+    """Read a BIDS table as rows of text; one that is damaged raises one sentence with its name."""
+    try:
+        header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        names = header.split("\t")
+        return [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
+    except (OSError, ValueError) as error:
+        raise BidsMllmError(f"{path} cannot be read as a table ({error}); remove it and run again.") from error
 
 
 def write_array(path: Path, save: Callable[[Path], None]) -> None:

@@ -1,6 +1,7 @@
 """Finding and reading what the participant level wrote."""
 
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class ModelResult:
         path = self.path(stat, desc)
         try:
             return read_map(path)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise InputDataError(
                 f"{path} cannot be read ({error}); run the participant level of sub-{self.name.participant} again."
             ) from error

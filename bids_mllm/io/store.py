@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from bids_mllm.exceptions import StoreError
+from bids_mllm.io.files import write_json
 from bids_mllm.records import Condition, WindowGrid
 
 FORMAT = 1
@@ -107,8 +109,13 @@ class FeatureEntry:
                 f"The feature entry {self.path} lacks {len(missing)} of {self.n_chunks} chunks; run the "
                 "participant level again to finish its extraction."
             )
-        array = zarr.open_array(self.path, mode="r", zarr_format=3)
-        selected = array[:] if layer is None else array[:, layer]
+        try:
+            array = zarr.open_array(self.path, mode="r", zarr_format=3)
+            selected = array[:] if layer is None else array[:, layer]
+        except (OSError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"The feature entry {self.path} is damaged ({error}); remove it and run the participant level again."
+            ) from error
         return np.asarray(selected, dtype=np.float32)
 
 
@@ -163,7 +170,7 @@ def _move_into_place(made: Path, path: Path) -> None:
 
 
 def _write_error(path: Path, error: OSError) -> StoreError:
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(
             f"The disk that holds {path} is full; free space there or choose another --features-dir, and run "
             "again: what was finished is kept."
@@ -180,10 +187,9 @@ def store_identity(folder: Path) -> str:
     if not path.is_file():
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with path.open("x", encoding="utf-8") as stream:
-                json.dump({"id": uuid.uuid4().hex, "format": FORMAT}, stream)
-        except FileExistsError:
-            pass  # another process made it a moment ago
+            with FileLock(folder / ".store.lock", timeout=120):
+                if not path.is_file():  # another process may have made it a moment ago
+                    write_json(path, {"id": uuid.uuid4().hex, "format": FORMAT})
         except OSError as error:
             raise _write_error(path, error) from error
     try:

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bids_mllm.exceptions import StimulusError
 
@@ -38,7 +40,7 @@ class ChosenStreams:
 
 def check_present(path: Path, stim_file: str) -> None:
     """Raise a StimulusError that says how to fetch the file when its content is not here."""
-    fetch = f"fetch it, for example with `datalad get {path}`"
+    fetch = f"fetch it, for example with `datalad get {path}`, or name another folder with --stimuli-dir"
     if not path.is_file():
         state = "is a link to content that is not here" if path.is_symlink() else "does not exist"
         raise StimulusError(f"The stimulus {stim_file} ({path}) {state}; {fetch}.")
@@ -149,7 +151,27 @@ def stream_ends(container: "InputContainer", chosen: ChosenStreams, stim_file: s
         raise StimulusError(
             f"The stimulus {stim_file} cannot be read to its end ({_reason(error)}); fetch it again."
         ) from error
+    bases = {index: float(container.streams[index].time_base or 0) for index in indices}
+    _check_gaps([np.sort([start for start, _ in stamps[index]]) * bases[index] for index in indices], stim_file)
     return {index: _last_end(stamps[index], container.streams[index].time_base) for index in indices}
+
+
+def _check_gaps(times: list[NDArray[np.float64]], stim_file: str) -> None:
+    """Raise where both streams pause at once: a picture may stand still and a sound may rest, but a file in which
+    both lack packets for so long has lost a part."""
+    if len(times) < 2 or any(stamps.size < 2 for stamps in times):
+        return
+    pauses = [
+        [(begin, end) for begin, end in pairwise(stamps) if end - begin > MISSING_TOLERANCE] for stamps in times
+    ]
+    for begin, end in pauses[0]:
+        for other_begin, other_end in pauses[1]:
+            first, last = max(begin, other_begin), min(end, other_end)
+            if last - first > MISSING_TOLERANCE / 2:
+                raise StimulusError(
+                    f"The stimulus {stim_file} holds neither picture nor sound from {first:.2f} to {last:.2f} s; a part "
+                    "of the file is damaged: fetch it again."
+                )
 
 
 def _last_end(stamps: list[tuple[int, int]], time_base: Fraction | None) -> float:

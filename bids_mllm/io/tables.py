@@ -37,10 +37,7 @@ def read_feature_table(folder: Path, stim_file: str) -> dict[str, Any]:
             f"The feature table {path} does not exist; write one for {stim_file} with the columns onset, duration "
             "and one a feature."
         )
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, delimiter="\t")
-        names = list(reader.fieldnames or [])
-        rows = list(reader)
+    names, rows = _read_text(path)
     columns = [name for name in names if name not in ("onset", "duration")]
     if names[:1] != ["onset"] or "duration" not in names or not columns:
         raise StimulusError(
@@ -60,6 +57,17 @@ def read_feature_table(folder: Path, stim_file: str) -> dict[str, Any]:
     }
 
 
+def _read_text(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, delimiter="\t")
+            return list(reader.fieldnames or []), list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise StimulusError(
+            f"The feature table {path} cannot be read as text ({error}); write it as tab-separated UTF-8."
+        ) from error
+
+
 def _descriptions(folder: Path, path: Path) -> tuple[dict[str, Any], bytes]:
     for candidate in (path.with_suffix(".json"), folder / "features.json"):
         if candidate.is_file():
@@ -68,12 +76,15 @@ def _descriptions(folder: Path, path: Path) -> tuple[dict[str, Any], bytes]:
                 described = json.loads(content)
             except ValueError as error:
                 raise StimulusError(f"{candidate} cannot be read as JSON ({error}); correct it.") from error
+            if not isinstance(described, dict):
+                raise StimulusError(f"{candidate} must hold a JSON object, one entry a column; correct it.")
             return described, content
     return {}, b""
 
 
 def _aggregation(path: Path, column: str, described: dict[str, Any]) -> str:
-    value = described.get(column, {}).get("Aggregation", "mean")
+    entry = described.get(column, {})
+    value = entry.get("Aggregation", "mean") if isinstance(entry, dict) else entry
     if value not in AGGREGATIONS:
         raise StimulusError(
             f"The column {column} of {path} is described with the Aggregation {value!r}; expected mean or sum."

@@ -125,3 +125,16 @@ def format_findings(findings: Sequence[Finding]) -> str:
     rows = [head] + [(f.participant, f.planted, f.found, f.expected, "yes" if f.holds else "NO") for f in findings]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def conditioning_words(dataset: Path) -> str:
+    """Say by how much the instructions of the planted model differ."""
+    truth = json.loads((dataset / "sourcedata" / "truth" / "truth.json").read_text(encoding="utf-8"))
+    lines = [
+        f"Linear CKA of {driver['model']} layer {driver['layer']} between {driver['condition']} and "
+        + ", ".join(f"{name}: {value:.2f}" for name, value in driver["cka_with_other_conditions"].items())
+        + " (1 = alike)"
+        for driver in truth["drivers"].values()
+        if driver["cka_with_other_conditions"]
+    ]
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -50,12 +51,15 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
 
     def _get_result(self, taskid: int) -> Any:
         future = self._task_obj[taskid]
-        if future.done() and future.exception() is not None:
-            raise WorkerKilledError(
-                "A worker process was ended by the system while this node ran, most often for want of memory; run "
-                "again with fewer --nprocs or more memory: what was finished is kept."
-            ) from future.exception()
-        return super()._get_result(taskid)
+        broken = future.exception() if future.done() else None
+        if broken is None:
+            return super()._get_result(taskid)
+        error = WorkerKilledError(
+            "A worker process was ended by the system while this node ran, most often for want of memory; run "
+            "again with fewer --nprocs or more memory: what was finished is kept."
+        )
+        error.__cause__ = broken
+        return {"result": None, "traceback": traceback.format_exception(error), "taskid": taskid}
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> Any:
         try:

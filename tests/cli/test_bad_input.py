@@ -95,16 +95,35 @@ def test_stimulus_that_is_no_media_file(call, own_study, tmp_path):
     sentence(result, "bourne01.mkv")
 
 
-def test_video_that_breaks_off_in_the_middle(call, own_study, tmp_path):
-    film = own_study / "stimuli/bourne/bourne01.mkv"
+def damage(film, change):
     content = bytearray(film.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 20_000] = bytes(20_000)
+    change(content, len(content) // 2)
     film.write_bytes(bytes(content))
-    result = participant(call, own_study, tmp_path / "out", "--models", "motionenergy", "--test-task", "wolf*")
-    assert result.status in (1, 70)
+
+
+def test_film_that_lacks_a_part_in_the_middle(call, own_study, tmp_path):
+    def blank(content, middle):
+        content[middle : middle + 20_000] = bytes(20_000)
+
+    damage(own_study / "stimuli/bourne/bourne01.mkv", blank)
+    result = participant(call, own_study, tmp_path / "out", "--models", "motionenergy")
+    assert result.status == 0
+    assert "ses-001_task-bourne01 is left out" in result.err
+    assert "neither picture nor sound from 2" in result.err
     assert "Traceback" not in result.err
-    assert "bourne01.mkv" in result.err
+
+
+def test_video_that_cannot_be_decoded(call, own_study, tmp_path):
+    def flip(content, middle):
+        for place in range(middle, middle + 20_000, 200):
+            content[place] ^= 0xFF
+
+    damage(own_study / "stimuli/bourne/bourne01.mkv", flip)
+    result = participant(call, own_study, tmp_path / "out", "--models", "motionenergy")
+    assert result.status == 1
+    assert "Traceback" not in result.err
+    assert "bourne/bourne01.mkv cannot be decoded after 2" in result.err
+    assert "bourne/bourne01.mkv cannot be decoded after 2" in (tmp_path / "out/sub-01.html").read_text(encoding="utf-8")
 
 
 def test_film_without_the_needed_sound(call, own_study, tmp_path):

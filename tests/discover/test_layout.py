@@ -1,0 +1,148 @@
+"""Finding the derivative and its participants, and what is indexed of it."""
+
+import json
+
+import pytest
+
+from bids_mllm.discover.layout import (
+    check_raw_dataset,
+    choose_participants,
+    find_fmriprep,
+    index_derivative,
+    read_filters,
+)
+from bids_mllm.exceptions import InputDataError, UsageError
+
+
+def describe(folder, **content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "dataset_description.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_raw_description_must_say_what_bids_requires(tmp_path):
+    describe(tmp_path, Name="x", BIDSVersion="1.0.1")
+    check_raw_dataset(tmp_path)
+    describe(tmp_path, Authors=[])
+    with pytest.raises(InputDataError, match="no Name and no BIDSVersion.*--skip-bids-validation"):
+        check_raw_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"GeneratedBy": [{"Name": "fMRIPrep"}]},
+        {"GeneratedBy": [{"Name": "other"}, {"Name": "FMRIPREP"}]},
+        {"PipelineDescription": {"Name": "fmriprep"}},
+    ],
+)
+def test_the_one_derivative_that_fmriprep_made_is_found(tmp_path, description):
+    wanted = describe(tmp_path / "derivatives" / "anything", **description)
+    describe(tmp_path / "derivatives" / "mriqc", GeneratedBy=[{"Name": "MRIQC"}])
+    describe(tmp_path / "derivatives" / "odd", GeneratedBy=["fMRIPrep"])
+    (tmp_path / "derivatives" / "bare").mkdir()
+    assert find_fmriprep(tmp_path, {}) == wanted
+
+
+def test_two_derivatives_are_an_error_that_lists_both(tmp_path):
+    made = [describe(tmp_path / "derivatives" / n, GeneratedBy=[{"Name": "fMRIPrep"}]) for n in ("a", "b")]
+    with pytest.raises(UsageError) as caught:
+        find_fmriprep(tmp_path, {})
+    assert all(str(path) in str(caught.value) for path in made)
+
+
+def test_named_and_bare_paths(tmp_path):
+    one = describe(tmp_path / "one", GeneratedBy=[{"Name": "fMRIPrep"}])
+    two = tmp_path / "two"
+    two.mkdir()
+    assert find_fmriprep(tmp_path, {"two": two}) == two
+    assert find_fmriprep(tmp_path, {"fmriprep": two, "one": one}) == two
+    assert find_fmriprep(tmp_path, {"two": two, "one": one}) == one
+    with pytest.raises(UsageError, match="none does not exist"):
+        find_fmriprep(tmp_path, {"fmriprep": tmp_path / "none"})
+    with pytest.raises(UsageError, match="No fMRIPrep derivative"):
+        find_fmriprep(tmp_path, {})
+
+
+def test_unknown_participants_are_listed_with_those_there(study):
+    study.add("01", None, "a")
+    study.add("02", None, "a")
+    assert choose_participants(study.prep, ()) == ("01", "02")
+    assert choose_participants(study.prep, ("02",)) == ("02",)
+    with pytest.raises(UsageError) as caught:
+        choose_participants(study.prep, ("03", "01", "9"))
+    assert "03, 9; available are 01, 02" in str(caught.value)
+
+
+def test_a_folder_without_participants(study):
+    with pytest.raises(InputDataError, match="holds no sub-"):
+        choose_participants(study.prep, ())
+
+
+def test_only_the_participants_asked_for_are_indexed(study):
+    for label in ("01", "010", "02"):
+        study.add(label, "001", "a")
+    layout = index_derivative(study.prep, ("01",))
+    assert layout.get_subjects() == ["01"]
+    assert index_derivative(study.prep, ("01", "02")).get_subjects() == ["01", "02"]
+
+
+def test_figures_and_logs_are_not_indexed(study):
+    study.add("01", None, "a")
+    for folder in ("figures", "log", "anat"):
+        (study.prep / "sub-01" / folder).mkdir()
+        (study.prep / "sub-01" / folder / "sub-01_task-a_bold.nii.gz").write_text("")
+    files = index_derivative(study.prep, ("01",)).get(suffix="bold", return_type="filename")
+    assert len(files) == 1
+
+
+def test_a_database_is_made_and_then_reused(study, tmp_path):
+    study.add("01", None, "a")
+    database = tmp_path / "deep" / "index"
+    first = index_derivative(study.prep, ("01",), database_dir=database)
+    assert len(first.get(suffix="bold", extension=".nii.gz")) == 1
+    study.add("01", None, "b")
+    again = index_derivative(study.prep, ("01",), database_dir=database)
+    assert len(again.get(suffix="bold", extension=".nii.gz")) == 1
+    assert len(index_derivative(study.prep, ("01",)).get(suffix="bold", extension=".nii.gz")) == 2
+
+
+def test_a_database_serves_every_participant(study, tmp_path):
+    study.add("01", None, "a")
+    study.add("02", None, "a")
+    index_derivative(study.prep, ("01",), database_dir=tmp_path / "index")
+    layout = index_derivative(study.prep, ("02",), database_dir=tmp_path / "index")
+    assert layout.get_subjects() == ["01", "02"]
+
+
+def test_a_derivative_without_a_description_is_one_sentence_or_indexed(study):
+    study.add("01", None, "a")
+    (study.prep / "dataset_description.json").write_text("{")
+    with pytest.raises(InputDataError, match=r"PyBIDS cannot index .*dataset_description.json"):
+        index_derivative(study.prep, ("01",))
+
+
+def filter_file(tmp_path, text):
+    path = tmp_path / "filter.json"
+    path.write_text(text)
+    return path
+
+
+def test_filters_are_read(tmp_path):
+    assert read_filters(None) == {}
+    path = filter_file(tmp_path, '{"bold": {"task": "a", "res": null}, "mask": {}}')
+    assert read_filters(path) == {"bold": {"task": "a", "res": None}, "mask": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "cannot be read"),
+        ("[1]", "object of objects"),
+        ('{"bold": "a"}', "object of objects"),
+        ('{"bold": {}, "t1w": {}, "flair": {}}', "queries flair, t1w; known are bold, mask, confounds"),
+    ],
+)
+def test_faults_of_filters(tmp_path, text, words):
+    with pytest.raises(UsageError, match=words):
+        read_filters(filter_file(tmp_path, text))

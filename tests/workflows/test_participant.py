@@ -1,0 +1,246 @@
+"""The participant and group levels end to end on the small simulated study."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_mllm.io.files import read_tsv
+from bids_mllm.io.results import find_results
+
+OPTIONS = (
+    "--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "4", "--test-task", "life*",
+    "--instructions", "AR", "ESA", "--poolings", "generated", "media", "--max-new-tokens", "2",
+)  # fmt: skip
+
+
+def arguments(study, out, work, *more):
+    model = f"qwen25vltiny={study / 'models/qwen25vltiny'}"
+    atlas = study / "sourcedata/truth/atlas-planted_dseg.nii.gz"
+    return (
+        study, out, "participant", *OPTIONS, "--models", "motionenergy", "melspectrogram", model,
+        "--atlas", atlas, "-w", work, *more,
+    )  # fmt: skip
+
+
+def run(*words):
+    command = [sys.executable, "-m", "bids_mllm.cli.run", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(study, tmp_path_factory):
+    """Output and work folder after participant and group."""
+    folder = tmp_path_factory.mktemp("finished")
+    out, work = folder / "out", folder / "work"
+    for words in (arguments(study, out, work), (study, out, "group", "-w", work, "--nprocs", "1")):
+        result = run(*words)
+        assert result.returncode == 0, result.stderr
+    return out, work
+
+
+def results_of(work):
+    """Result files of the nodes with their times."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in work.rglob("result_*.pklz")}
+
+
+def test_names_of_the_outputs(finished):
+    out, _ = finished
+    func = out / "sub-01/func"
+    stem = "sub-01_task-life_space-MNI152NLin2009cAsym"
+    for name in (
+        "desc-encoding_mask.nii.gz",
+        "model-qwen25vltiny_stat-r_desc-best_statmap.nii.gz",
+        "model-qwen25vltiny_stat-bestlayer_statmap.nii.gz",
+        "model-qwen25vltiny_stat-bestcondition_statmap.nii.gz",
+        "model-qwen25vltiny_stat-r_desc-generatedESA_statmap.nii.gz",
+        "model-qwen25vltiny_stat-cvr2_desc-media_statmap.json",
+        "model-motionenergy_stat-alpha_desc-stimulus_statmap.nii.gz",
+    ):
+        assert (func / f"{stem}_{name}").is_file(), name
+    for name in ("sub-01.html", "sub-02.html", "group.html", ".bidsignore", "descriptions.tsv", "logs/CITATION.tex"):
+        assert (out / name).is_file(), name
+    assert (func / "sub-01_task-life_space-MNI152NLin2009cAsym_atlas-planted_model-motionenergy_stat-scores_statmap.tsv").is_file()
+
+
+def test_output_is_valid_bids(finished):
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    found = subprocess.run([validator, finished[0], "--format", "json"], capture_output=True, text=True)
+    issues = json.loads(found.stdout)["issues"]["issues"]
+    assert [issue for issue in issues if issue["severity"] == "error"] == []
+
+
+def test_pybids_finds_each_map_by_its_entities(finished):
+    from bids import BIDSLayout
+    from bids.layout import add_config_paths
+
+    from bids_mllm.io.derivatives import pybids_config
+
+    add_config_paths(bidsmllm=str(pybids_config()))
+    layout = BIDSLayout(finished[0], validate=False, config=["bids", "derivatives", "bidsmllm"])
+    found = layout.get(
+        subject="01", model="qwen25vltiny", stat="r", desc="best", extension=".nii.gz", return_type="filename"
+    )
+    assert len(found) == 1
+    assert found[0].endswith("model-qwen25vltiny_stat-r_desc-best_statmap.nii.gz")
+
+
+def test_sidecar_holds_what_is_needed_to_redo_the_fit(finished):
+    result = next(r for r in find_results(finished[0], ["01"]) if r.model == "qwen25vltiny")
+    sidecar = result.sidecar()
+    assert sidecar["DelaysTR"] == [1, 2, 3, 4, 5]
+    assert sidecar["Alphas"] == {"Lowest": 1.0, "Highest": 1e6, "Number": 4, "Spacing": "logarithmic"}
+    assert sidecar["TestRuns"] == ["ses-001_task-life01_run-1", "ses-002_task-life01_run-2"]
+    assert len(sidecar["TrainRuns"]) == 3
+    assert sidecar["Conditions"] == ["generatedAR", "generatedESA", "media"]
+    assert sidecar["Layers"] == [0, 1, 2, 3, 4]
+    assert sidecar["Model"]["Instructions"]["AR"] == "What are the main events captured in the video?"
+    assert len(sidecar["ConfoundRegressors"]) == 24
+    assert sidecar["Libraries"]["himalaya"]
+    name = "sub-01/ses-001/func/sub-01_ses-001_task-wolf01_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
+    assert f"bids:fmriprep:{name}" in sidecar["Sources"]
+    assert "bids:raw:task-wolf01_events.tsv" in sidecar["Sources"]
+
+
+def test_layer_maps_and_index_maps_agree_with_the_chosen_maps(finished):
+    result = next(r for r in find_results(finished[0], ["01"]) if r.model == "qwen25vltiny")
+    best, _ = result.map("r", "best")
+    conditions = result.sidecar()["Conditions"]
+    layers, _ = result.map("bestlayer", None)
+    numbers, _ = result.map("bestcondition", None)
+    cv = np.stack([result.map("cvr2", condition)[0] for condition in conditions], axis=3)
+    scores = np.stack([result.map("r", condition)[0] for condition in conditions], axis=3)
+    inside = np.argwhere(np.isfinite(best))
+    assert len(inside) > 500
+    for place in map(tuple, inside[::50]):
+        condition, layer = np.unravel_index(np.nanargmax(cv[place]), cv[place].shape)
+        assert (numbers[place], layers[place]) == (condition, layer)
+        np.testing.assert_allclose(best[place], scores[place][condition, layer], atol=1e-6)
+
+
+def test_roi_table_is_the_mean_of_the_map(finished, study):
+    out, _ = finished
+    rows = read_tsv(next((out / "sub-02/func").glob("*model-melspectrogram_stat-scores_statmap.tsv")))
+    labels = np.asarray(nib.load(study / "sourcedata/truth/atlas-planted_dseg.nii.gz").dataobj)
+    result = next(r for r in find_results(out, ["02"]) if r.model == "melspectrogram")
+    best, _ = result.map("r", "best")
+    for row in (r for r in rows if r["condition"] == "best"):
+        expected = np.nanmean(best[labels == int(row["roi_index"])])
+        assert float(row["r"]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_group_map_is_the_mean_and_the_table_holds_everyone(finished):
+    out, _ = finished
+    single = [next(r for r in find_results(out, [p]) if r.model == "motionenergy").map("r", "best")[0] for p in ("01", "02")]
+    path = next((out / "group/func").glob("*model-motionenergy_stat-r_desc-best_statmap.nii.gz"))
+    mean = np.asarray(nib.load(path).dataobj)
+    both = np.isfinite(single[0]) & np.isfinite(single[1])
+    np.testing.assert_allclose(mean[both], (single[0][both] + single[1][both]) / 2, atol=1e-6)
+    rows = read_tsv(next((out / "group/func").glob("*atlas-planted_stat-scores_statmap.tsv")))
+    assert {row["participant"] for row in rows} == {"01", "02"}
+    assert {row["model"] for row in rows} == {"motionenergy", "melspectrogram", "qwen25vltiny"}
+    assert {row["layer"] for row in rows if row["model"] == "qwen25vltiny"} == {"0", "1", "2", "3", "4", "best"}
+    pairs = read_tsv(next((out / "group/func").glob("*stat-modelcomparison_statmap.tsv")))
+    assert len(pairs) == 2 * 3
+
+
+class Resources(HTMLParser):
+    """Addresses of everything that a page loads."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag in ("img", "script", "iframe", "link", "source"):
+            self.found += [values.get("src") or values.get("href") or ""]
+
+
+@pytest.mark.parametrize("name", ["sub-01.html", "group.html"])
+def test_pages_need_no_network(finished, name):
+    page = (finished[0] / name).read_text(encoding="utf-8")
+    parser = Resources()
+    parser.feed(page)
+    assert len(parser.found) > 5
+    assert all(address.startswith("data:") for address in parser.found)
+    assert "No step failed." in page
+
+
+def test_rerun_recomputes_nothing(finished, study):
+    out, work = finished
+    before = results_of(work)
+    maps = {path: path.stat().st_mtime_ns for path in out.rglob("*_statmap.nii.gz")}
+    result = run(*arguments(study, out, work))
+    assert result.returncode == 0, result.stderr
+    assert results_of(work) == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*_statmap.nii.gz")} == maps
+
+
+def test_changed_option_recomputes_only_what_depends_on_it(finished, study, tmp_path):
+    import shutil
+
+    out, work = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in finished)
+    first = run(*arguments(study, out, work, "--participant-label", "01"))
+    assert first.returncode == 0, first.stderr
+    before = results_of(work)
+    result = run(*arguments(study, out, work, "--participant-label", "01", "--delays", "1", "2", "3"))
+    assert result.returncode == 0, result.stderr
+    changed = {name for name, time in results_of(work).items() if before.get(name) != time}
+    assert {name.split("_")[0] for name in changed} == {"fit", "maps"}
+
+
+def test_a_model_more_keeps_the_fits_of_the_others(finished, study, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    words = [study, out, "participant", *OPTIONS, "--participant-label", "01", "-w", work]
+    words += ["--features-dir", tmp_path / "features", "--models", "melspectrogram", "motionenergy"]
+    assert run(*words).returncode == 0
+    fits = {path: path.stat().st_mtime_ns for path in (work / "fits").iterdir()}
+    assert len(fits) == 2
+    model = f"qwen25vltiny={study / 'models/qwen25vltiny'}"
+    assert run(*words, model, "--layers", "2").returncode == 0
+    after = {path: path.stat().st_mtime_ns for path in (work / "fits").iterdir()}
+    assert len(after) == 3
+    assert fits.items() <= after.items()
+
+
+def test_dry_run_prints_a_table_and_writes_nothing(study, tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    result = run(*arguments(study, out, work, "--dry-run"))
+    assert result.returncode == 0, result.stderr
+    lines = [line.split("\t") for line in result.stdout.splitlines()]
+    head = [
+        "participant", "session", "task", "run", "split", "space", "stim_file", "stim_onset", "n_volumes",
+        "n_windows", "bold",
+    ]  # fmt: skip
+    assert lines[0] == head
+    rows = [dict(zip(head, line, strict=True)) for line in lines[1:]]
+    assert len(rows) == 10
+    assert {row["split"] for row in rows if row["task"] == "life01"} == {"test"}
+    assert {row["split"] for row in rows if row["task"] != "life01"} == {"train"}
+    assert all(0 < int(row["n_windows"]) <= int(row["n_volumes"]) for row in rows)
+    assert "Feature store: about" in result.stderr
+    assert not out.exists()
+    assert not work.exists()
+
+
+def test_reports_only_and_boilerplate_only(finished, study, tmp_path):
+    out, work = finished
+    page = out / "sub-01.html"
+    written = page.read_text(encoding="utf-8")
+    page.unlink()
+    nodes = results_of(work)
+    result = run(*arguments(study, out, work, "--reports-only"))
+    assert result.returncode == 0, result.stderr
+    assert page.stat().st_size == pytest.approx(len(written.encode()), rel=0.01)
+    assert results_of(work) == nodes
+    other = tmp_path / "text"
+    result = run(*arguments(study, other, tmp_path / "work", "--boilerplate-only", "--md-only-boilerplate"))
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (other / "logs").glob("CITATION*")} == {"CITATION.md", "CITATION.bib"}
+    assert not list(other.glob("sub-*"))
