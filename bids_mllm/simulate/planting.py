@@ -79,17 +79,6 @@ def voxel_weights(
     return weights
 
 
-def linear_cka(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Linear centred kernel alignment of two feature matrices of the same windows, between 0 and 1.
-
-    ``||A'B||^2 / (||A'A|| ||B'B||)`` with centred columns and Frobenius norms (Kornblith et al. 2019).
-    """
-    a = first - first.mean(axis=0, dtype=np.float64)
-    b = second - second.mean(axis=0, dtype=np.float64)
-    norm = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
-    return float(np.linalg.norm(a.T @ b) ** 2 / norm) if norm > 0 else float("nan")
-
-
 def plant_signals(
     components: Mapping[str, Mapping[str, FloatArray]],
     drivers: NDArray[np.str_],

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bids_mllm.features.conditioning import linear_cka
 from bids_mllm.records import FloatArray
 from bids_mllm.simulate.brain import REGIONS, Brain
 from bids_mllm.simulate.design import Viewing
@@ -22,7 +23,7 @@ from bids_mllm.simulate.noise import (
     VoxelNoise,
     correlate_columns,
 )
-from bids_mllm.simulate.planting import DELAYS, N_COMPONENTS, SHARED_WEIGHT, haemodynamic_weights, linear_cka
+from bids_mllm.simulate.planting import DELAYS, N_COMPONENTS, SHARED_WEIGHT, haemodynamic_weights
 
 
 def voxel_drivers(brain: Brain, drivers: Sequence[str]) -> NDArray[np.str_]:

@@ -17,7 +17,6 @@ from bids_mllm.simulate.planting import (
     DELAYS,
     haemodynamic_weights,
     leading_components,
-    linear_cka,
     plant_signals,
     respond,
 )
@@ -142,15 +141,3 @@ def test_drivers_explain_the_noiseless_responses() -> None:
     # Participants share most of their weights.
     r = [np.corrcoef(stacked[:, k], np.concatenate(other)[:, k])[0, 1] for k in (0, 1, 3)]
     assert 0.5 < np.mean(r) < 0.999
-
-
-def test_cka_by_hand() -> None:
-    rng = np.random.default_rng(7)
-    a = rng.standard_normal((50, 5)).astype(np.float32)
-    turned, _ = np.linalg.qr(rng.standard_normal((5, 5)))
-    assert linear_cka(a, (3 * a @ turned + 2).astype(np.float32)) == pytest.approx(1, abs=1e-5)
-    b = rng.standard_normal((50, 4)).astype(np.float32)
-    ka, kb = ((x - x.mean(0)) @ (x - x.mean(0)).T for x in (a, b))
-    expected = (ka * kb).sum() / np.sqrt((ka**2).sum() * (kb**2).sum())
-    assert linear_cka(a, b) == pytest.approx(expected, rel=1e-5)
-    assert np.isnan(linear_cka(a, np.ones((50, 2), dtype=np.float32)))
