@@ -16,8 +16,8 @@ make_venv() {
         fi
         echo "Installing bids-mllm and its pinned requirements into $venv ..." >&2
         # torch first, alone: where a CPU build is on offer pip takes it instead of one with CUDA libraries.
-        "$venv/bin/python" -m pip install --quiet --constraint constraints.txt torch
-        "$venv/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".${extra:+[$extra]}"
+        "$venv/bin/python" -m pip install -qq --constraint constraints.txt torch
+        "$venv/bin/python" -m pip install -qq --constraint constraints.txt --editable ".${extra:+[$extra]}"
         echo "$wanted" > "$stamp"
     fi
 }

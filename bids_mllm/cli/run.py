@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
-from bids_mllm.exceptions import BidsMllmError
+from bids_mllm.exceptions import BidsMllmError, UsageError
 
 if TYPE_CHECKING:
     from bids_mllm.workflows.plan import StudyPlan
@@ -60,10 +60,16 @@ def _set_up_environment(settings: Settings) -> None:
 
 
 def resolve_device(device: str) -> str:
-    """Return cpu or cuda for auto, by whether an NVIDIA driver shows a device; others as they are."""
-    if device != "auto":
-        return device
-    return "cuda" if Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidia0").exists() else "cpu"
+    """Return cpu or cuda: for auto by whether an NVIDIA driver shows a device; cuda:N becomes the only visible one."""
+    present = Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidiactl").exists()
+    if device == "auto":
+        return "cuda" if present else "cpu"
+    if device.startswith("cuda") and not present:
+        raise UsageError(f"--device is {device}, but no NVIDIA driver shows a GPU here; pass --device cpu.")
+    if device.startswith("cuda:"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+        return "cuda"
+    return device
 
 
 def _participant(settings: Settings) -> int:

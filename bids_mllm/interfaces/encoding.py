@@ -47,6 +47,7 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     models = traits.List(traits.Str(), mandatory=True, desc="keys, in the order of the report")
     options = traits.Str(mandatory=True, desc="JSON of FitOptions")
     device = traits.Str("cpu", usedefault=True, nohash=True)
+    max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True, desc="memory for one block of voxels")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     cache_dir = traits.Str(mandatory=True, nohash=True, desc="scores of models fitted before, by digest")
     app_version = traits.Str(mandatory=True)
@@ -77,7 +78,14 @@ class FitScores(SimpleInterface):
                 if Y is None:
                     Y = stack_targets(np.load(bold["series"], mmap_mode="r"), rows)
                 features = ModelFeatures(design, model, own, options)
-                scores = score_model(features, rows, Y, options, device=self.inputs.device)
+                scores = score_model(
+                    features,
+                    rows,
+                    Y,
+                    options,
+                    device=self.inputs.device,
+                    max_block_bytes=self.inputs.max_block_bytes,
+                )
                 save_scores(path, scores)
             index[model] = str(path)
         out = Path(runtime.cwd) / "scores.json"
@@ -152,7 +160,13 @@ def _condition(row: Mapping[str, Any]) -> Condition:
 
 
 def score_model(
-    features: ModelFeatures, rows: Rows, Y: FloatArray, options: FitOptions, *, device: str = "cpu"
+    features: ModelFeatures,
+    rows: Rows,
+    Y: FloatArray,
+    options: FitOptions,
+    *,
+    device: str = "cpu",
+    max_block_bytes: int = 2**31,
 ) -> ModelScores:
     """Fit and score every condition and layer of one model on all outer folds.
 
@@ -164,11 +178,12 @@ def score_model(
         z-scored targets.
     options
     device
-        Where the fits run: cpu, cuda or cuda:N.
+        Where the fits run: cpu or cuda.
+    max_block_bytes
+        Bound of the working arrays of one block of voxels.
     """
     low, high, n_alphas = options.alphas
     alphas = alpha_grid(low, high, int(n_alphas))
-    kind = "cuda" if device.startswith("cuda") else "cpu"
     board = ScoreBoard(features.conditions, features.layers, n_voxels=Y.shape[1], n_folds=len(rows.folds))
     warnings: list[str] = []
     spaces = [(c, k) for c in range(len(features.conditions)) for k in range(len(features.layers))]
@@ -180,9 +195,11 @@ def score_model(
             warnings.append(
                 f"{features.model} {condition.label} layer {layer} does not vary over time and was set aside."
             )
-        gram = linear_gram(X, device=kind)
+        gram = linear_gram(X, device=device)
         for number, fold in enumerate(rows.folds):
-            fit = fit_ridge(gram, Y, fold, alphas=alphas, device=kind)
+            fit = fit_ridge(
+                gram, Y, fold, alphas=alphas, device=device, max_block_bytes=max_block_bytes
+            )
             truth = Y[fold.test]
             board.add(
                 number,

@@ -31,7 +31,7 @@ def common_mask(runs: Sequence[Run]) -> tuple[BoolArray, Any]:
                 "choose one resolution with --bids-filter-file."
             )
         if run.mask is not None:
-            mask &= np.asarray(nib.load(run.mask).dataobj) > 0
+            mask &= _read_voxels(run.mask) > 0
     if not mask.any():
         raise InputDataError(
             f"The masks of sub-{runs[0].participant} in space {runs[0].space} have no voxel in common; check them "
@@ -42,14 +42,17 @@ def common_mask(runs: Sequence[Run]) -> tuple[BoolArray, Any]:
 
 def load_run(run: Run, mask: BoolArray) -> FloatArray:
     """Return the masked series of one run, shape (n_volumes, n_voxels), float32, as stored."""
+    return np.ascontiguousarray(_read_voxels(run.bold)[mask].T, dtype=np.float32)
+
+
+def _read_voxels(path: Path | None) -> Any:
     import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
 
     try:
-        return np.ascontiguousarray(np.asarray(nib.load(run.bold).dataobj)[mask].T, dtype=np.float32)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise InputDataError(
-            f"{run.bold} cannot be read to its end ({error}); fetch or preprocess it again."
-        ) from error
+        return np.asarray(nib.load(path).dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise InputDataError(f"{path} cannot be read to its end ({error}); fetch or preprocess it again.") from error
 
 
 def unusable_voxels(series: FloatArray) -> BoolArray:
@@ -65,6 +68,9 @@ def clean_run(
 ) -> FloatArray:
     """Regress confounds and cosine drifts out of one run in one step, by nilearn.
 
+    The drifts are handed over as regressors: with ``filter="cosine"`` nilearn leaves all of them out as soon as
+    one confound, such as a slow movement, correlates above 0.9 with one of them.
+
     Parameters
     ----------
     series : (n_volumes, n_voxels)
@@ -74,19 +80,24 @@ def clean_run(
     """
     from nilearn.signal import clean
 
-    if confounds is None and high_pass == 0:
-        return np.asarray(series - series.mean(axis=0), dtype=np.float32)
     centred = series - series.mean(axis=0, dtype=np.float64)
-    cleaned = clean(
-        centred,
-        detrend=False,
-        standardize=None,
-        confounds=confounds,
-        filter="cosine" if high_pass else False,
-        high_pass=high_pass or None,
-        t_r=repetition_time,
-    )
-    return np.asarray(cleaned, dtype=np.float32)
+    drifts = _cosine_drifts(len(series), repetition_time=repetition_time, high_pass=high_pass)
+    regressors = drifts if confounds is None else np.hstack([drifts, confounds])
+    if regressors.shape[1]:
+        centred = clean(centred, detrend=False, standardize=None, confounds=regressors, filter=False)
+    return np.asarray(centred, dtype=np.float32)
+
+
+def _cosine_drifts(n_volumes: int, *, repetition_time: float, high_pass: float) -> FloatArray:
+    """Nilearn's cosine drifts without the constant, shape (n_volumes, n_drifts)."""
+    from nilearn.glm.first_level import make_first_level_design_matrix
+
+    if high_pass == 0:
+        return np.empty((n_volumes, 0))
+    frame_times = np.arange(n_volumes) * repetition_time
+    design = make_first_level_design_matrix(frame_times, drift_model="cosine", high_pass=high_pass)
+    drifts: FloatArray = design.drop(columns="constant").to_numpy(dtype=np.float64)
+    return drifts
 
 
 def prepare_runs(

@@ -30,8 +30,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         scratch.chmod(0o666 & ~_umask())
         scratch.replace(path)
     except OSError as error:
+        # numpy says how much of an array was written where the disk is full, without the system's own words
+        reason = error.strerror or f"most likely no space left on device: {error}"
         raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}); free space or check permissions there, and "
+            f"{path} cannot be written ({reason}); free space or check permissions there, and "
             "run again: what was finished is kept."
         ) from error
     finally:

@@ -21,9 +21,10 @@ class ProbeCache:
         self._known: dict[str, dict[str, Any]] = {}
         if path is not None and path.is_file():
             try:
-                self._known = json.loads(path.read_text(encoding="utf-8"))
+                content = json.loads(path.read_text(encoding="utf-8"))
             except ValueError:
-                self._known = {}  # a damaged cache costs time, nothing else
+                content = None  # a damaged cache costs time, nothing else
+            self._known = content if isinstance(content, dict) else {}
 
     def probe(self, stim_file: str, folder: Path) -> Stimulus:
         """Return what is known of ``folder / stim_file``; reads the file when it is new or has changed."""

@@ -194,5 +194,5 @@ def store_identity(folder: Path) -> str:
             raise _write_error(path, error) from error
     try:
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path} is damaged ({error}); remove it and run again.") from error

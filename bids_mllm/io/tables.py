@@ -84,7 +84,7 @@ def _descriptions(folder: Path, path: Path) -> tuple[dict[str, Any], bytes]:
 
 def _aggregation(path: Path, column: str, described: dict[str, Any]) -> str:
     entry = described.get(column, {})
-    value = entry.get("Aggregation", "mean") if isinstance(entry, dict) else entry
+    value = entry.get("Aggregation", "mean") if isinstance(entry, dict) else None
     if value not in AGGREGATIONS:
         raise StimulusError(
             f"The column {column} of {path} is described with the Aggregation {value!r}; expected mean or sum."

@@ -102,7 +102,7 @@ def _best_read_out(
 ) -> Finding:
     rows = (voxels["driver"] == driver).to_numpy()
     sidecar = result.sidecar()
-    means = {}
+    means: dict[tuple[str, int], float] = {}
     for condition in sidecar["Conditions"]:
         volume, _ = result.map("r", condition)
         values = volume[tuple(place)][rows].reshape(int(rows.sum()), -1)
@@ -122,9 +122,11 @@ def _best_read_out(
 def format_findings(findings: Sequence[Finding]) -> str:
     """Return the comparison as a table of text."""
     head = ("participant", "planted", "found", "must hold", "")
-    rows = [head] + [(f.participant, f.planted, f.found, f.expected, "yes" if f.holds else "NO") for f in findings]
+    rows = [head]
+    rows += [(f.participant, f.planted, f.found, f.expected, "yes" if f.holds else "NO") for f in findings]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def conditioning_words(dataset: Path) -> str:

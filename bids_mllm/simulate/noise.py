@@ -6,7 +6,7 @@ import numpy as np
 
 from bids_mllm.records import FloatArray
 
-CEILING_RANGE = (0.3, 0.8)
+CEILING_RANGE = (0.45, 0.9)
 AR_RANGE = (0.3, 0.5)
 BASELINE = 1000.0
 # Standard deviations relative to the autocorrelated noise.

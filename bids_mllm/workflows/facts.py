@@ -18,10 +18,13 @@ LIBRARIES = (
     "transformers", "zarr",
 )  # fmt: skip
 SCALING = (
-    "Features and BOLD are z-scored within each run (within each part where a run is cut), on the training and "
-    "the held-out side alike; no statistic crosses from one side to the other."
+    "Features and BOLD are z-scored within each run, or within each part of it that an outer fold holds out, on the "
+    "training and the held-out side alike; confounds and drifts are removed from the whole run before any cut."
 )
-ALPHA_CHOICE = "one alpha a voxel, by mean R2 over leave-one-film-out splits inside the training rows"
+ALPHA_CHOICE = (
+    "one alpha a voxel, by mean R2 over inner splits of the training rows that leave one stimulus out, or contiguous "
+    "purged parts where one stimulus is left to train on"
+)
 
 
 def library_versions() -> dict[str, str]:
@@ -112,8 +115,8 @@ def cv_words(design: ParticipantDesign, n_folds: int) -> str:
         return f"fixed test runs (tasks {tasks}); the other runs train"
     films = {frozenset(windows.stim_files) for windows in design.windows}
     if len(films) > 1:
-        return "each film held out in turn, all its viewings together"
-    return f"{n_folds} contiguous parts of the only film, max(delay, window) TRs purged on both sides"
+        return "each stimulus file held out in turn, all its viewings together"
+    return f"{n_folds} contiguous parts of the only stimulus, max(delay, window) TRs purged on both sides"
 
 
 def sources(plan: StudyPlan, runs: Sequence[Run]) -> list[str]:

@@ -159,6 +159,7 @@ def _connect_participant(
             models=[*(model.key for model in plan.models), *settings.feature_table],
             options=json.dumps(_fit_options(plan), sort_keys=True),
             device=device,
+            max_block_bytes=int(settings.mem_mb * 2**20 / settings.nprocs / 4),
             use_gpu=device.startswith("cuda"),
             cache_dir=str(settings.work_dir / "fits"),
             app_version=__version__,

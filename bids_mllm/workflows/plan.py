@@ -68,7 +68,7 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
     UsageError, InputDataError
         With one sentence when something asked for is not there or does not fit together.
     """
-    models = resolve_models(settings.models, revision=settings.model_revision, sloppy=settings.sloppy)
+    models = _models(settings)
     instructions = choose_instructions(
         load_instructions(settings.instructions_file), settings.instructions or None
     )
@@ -93,6 +93,16 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
             make_rows(design, delays=settings.delays, n_folds=settings.n_folds)
     return StudyPlan(
         settings, fmriprep_dir, participants, runs, designs, dropped, models, instructions, stimuli, spans, digests
+    )
+
+
+def _models(settings: Settings) -> tuple[ModelSpec, ...]:
+    models = resolve_models(settings.models, revision=settings.model_revision, sloppy=settings.sloppy)
+    if not settings.allow_download:
+        return models
+    return tuple(
+        replace(model, parameters={**model.parameters, "allow_download": True}) if model.source else model
+        for model in models
     )
 
 

@@ -35,7 +35,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         super().__init__(plugin_args=plugin_args)
         self._verbose = verbose
         self.pool.shutdown()  # nipype's own: nothing was submitted yet
-        self.pool = self._new_pool()
+        self.pool: ProcessPoolExecutor = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(

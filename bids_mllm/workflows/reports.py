@@ -110,6 +110,8 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign], *, grou
     )
 
 
+#: Training-internal R2 above which a voxel counts as predicted.
+PREDICTED = 0.02
 GROUP_WORDS = (
     "Maps were averaged over participants without Fisher's z. The best instruction and layer of the group are those "
     "with the highest training-internal R2 on average over participants. Models are compared per participant, "
@@ -241,18 +243,18 @@ def participant_warnings(
 
 
 def _edge_warning(result: ModelResult, sidecar: Mapping[str, Any]) -> list[str]:
-    """Warn where many voxels with a positive score sit on an edge of the alpha grid."""
+    """Warn where many voxels that are predicted sit on an edge of the grid; others are pushed to its top by noise."""
     edge = np.stack([_last_axis(result.map("alphaedge", c)[0]) for c in sidecar["Conditions"]])
-    scores = np.stack([_last_axis(result.map("r", c)[0]) for c in sidecar["Conditions"]])
-    good = np.isfinite(scores) & (scores > 0.1)
+    scores = np.stack([_last_axis(result.map("cvr2", c)[0]) for c in sidecar["Conditions"]])
+    good = np.isfinite(scores) & (scores > PREDICTED)
     if not good.any():
         return []
     share = float(edge[good].mean())
     if share <= 0.1:
         return []
     return [
-        f"{result.model}: {share:.0%} of the fits with r above 0.1 chose an alpha on the edge of the grid; widen "
-        "--alphas."
+        f"{result.model}: {share:.0%} of the fits with a training-internal R2 above {PREDICTED:g} chose an alpha on "
+        "the edge of the grid; widen --alphas."
     ]
 
 
