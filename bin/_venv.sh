@@ -5,6 +5,8 @@ make_venv() {
     venv=${BIDS_MLLM_VENV:-.venv}
     stamp="$venv/.installed${extra:+-$extra}"
     wanted=$(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)
+    # What the tests need holds what the app needs.
+    if [ -z "$extra" ] && [ "$(cat "$stamp-test" 2>/dev/null)" = "$wanted" ]; then return; fi
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         python=${PYTHON:-python3}
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {

@@ -16,6 +16,7 @@ from bids_mllm.io.files import read_json, write_json
 from bids_mllm.io.scores import load_scores
 from bids_mllm.records import BoolArray, FloatArray, ModelScores
 from bids_mllm.score.roi import roi_table
+from bids_mllm.score.selection import at_choice
 
 
 class _MapsInputSpec(BaseInterfaceInputSpec):
@@ -53,10 +54,12 @@ class WriteMaps(SimpleInterface):
             facts=facts["sidecar"] | {"ConfoundRegressors": bold["confounds"]},
         )
         written = [target.write_encoding_mask(bold)]
-        for key, path in read_json(Path(self.inputs.scores))["models"].items():
+        fitted = read_json(Path(self.inputs.scores))
+        for key, path in fitted["models"].items():
             scores = load_scores(Path(path))
-            written += target.write_model(scores, facts["models"][key])
-            written += target.write_tables(scores, facts["models"][key], [Path(p) for p in self.inputs.atlases])
+            model = facts["models"][key] | {"Width": fitted["widths"][key]}
+            written += target.write_model(scores, model)
+            written += target.write_tables(scores, model, [Path(p) for p in self.inputs.atlases])
         out = Path(runtime.cwd) / "written.json"
         write_json(out, [str(path) for path in written])
         self._results["written"] = str(out)
@@ -135,6 +138,7 @@ def _maps(scores: ModelScores) -> Iterator[tuple[str, str | None, FloatArray, di
     chosen = {"Conditions": conditions, "Layers": layers}
     yield "r", "best", scores.best_r, chosen
     yield "r2", "best", scores.best_r2, chosen
+    yield "cvr2", "best", at_choice(scores.cv_r2, scores.best_condition, scores.best_layer, np.nan), chosen
     yield "bestcondition", None, _index(scores.best_condition), chosen
     yield "bestlayer", None, _layer_numbers(scores), chosen
     for number, condition in enumerate(scores.conditions):

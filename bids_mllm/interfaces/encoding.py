@@ -70,6 +70,7 @@ class FitScores(SimpleInterface):
         rows = make_rows(design, delays=options.delays, n_folds=options.n_folds)
         manifests = [read_json(Path(path)) for path in self.inputs.manifests]
         index: dict[str, str] = {}
+        widths: dict[str, int] = {}
         Y: FloatArray | None = None
         for model in self.inputs.models:
             own = [manifest for manifest in manifests if manifest["model"] == model]
@@ -88,8 +89,9 @@ class FitScores(SimpleInterface):
                 )
                 save_scores(path, scores)
             index[model] = str(path)
+            widths[model] = own[0]["entries"][0]["width"]
         out = Path(runtime.cwd) / "scores.json"
-        write_json(out, {"models": index, "n_rows": len(rows.run_of_row)})
+        write_json(out, {"models": index, "widths": widths, "n_rows": len(rows.run_of_row)})
         self._results["scores"] = str(out)
         return runtime
 

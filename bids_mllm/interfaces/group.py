@@ -96,7 +96,7 @@ def write_group_model(results: Sequence[ModelResult], name: MapName) -> list[Pat
         "Layers": layers,
         "Averaging": "mean over participants with a value, without Fisher's z",
     }
-    written = _write_means(results, name, "best", facts)
+    written = _write_means(results, name, "best", facts) + _write_training_score(results, name, facts)
     for condition in conditions:
         written += _write_means(results, name, condition, facts)
     return written + _write_choice(results, name, facts)
@@ -124,6 +124,16 @@ def _write_means(
         write_map(path, values, mask, affine, outputs()["maps"][stat] | facts)
         written.append(path)
     return written
+
+
+def _write_training_score(
+    results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]
+) -> list[Path]:
+    """Write the mean training-internal score, by which voxels can be chosen without looking at held-out data."""
+    stacked, mask, affine = stack_maps(results, "cvr2", "best")
+    path = name.path(results[0].output_dir, model=results[0].model, stat="cvr2", desc="best")
+    write_map(path, mean_maps(list(stacked))[0], mask, affine, outputs()["maps"]["cvr2"] | facts)
+    return [path]
 
 
 def _write_choice(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:

@@ -3,7 +3,8 @@
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from bids_mllm.exceptions import StoreError
 from bids_mllm.io.bold import to_volume
 from bids_mllm.io.files import atomic_path, read_tsv, write_json, write_text, write_tsv
 from bids_mllm.records import BoolArray, FloatArray
@@ -133,9 +135,7 @@ def write_dataset_files(
 
     Parallel jobs write these at once, so a lock is held; a description that an older version wrote is noticed.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "logs").mkdir(exist_ok=True)
-    with FileLock(output_dir / "logs" / ".dataset.lock", timeout=120):
+    with _locked(output_dir):
         path = output_dir / "dataset_description.json"
         _warn_of_other_version(path, version)
         content = {
@@ -149,6 +149,22 @@ def write_dataset_files(
         write_json(path, content | ({"License": licence} if licence else {}))
         write_text(output_dir / ".bidsignore", "\n".join(BIDSIGNORE) + "\n")
         _merge_descriptions(output_dir / "descriptions.tsv", descriptions)
+
+
+@contextmanager
+def _locked(output_dir: Path) -> Iterator[None]:
+    try:
+        (output_dir / "logs").mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output_dir / "logs" / ".dataset.lock", timeout=120)
+        lock.acquire()
+    except OSError as error:
+        raise StoreError(
+            f"The output folder {output_dir} cannot be written ({error}); check its permissions or take another."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _warn_of_other_version(path: Path, version: str) -> None:

@@ -41,10 +41,12 @@ class ModelResult:
 
     def map(self, stat: str, desc: str | None) -> tuple[FloatArray, Any]:
         """Return (x, y, z, n_layers) or (x, y, z) values and the affine of one map."""
+        from nibabel.filebasedimages import ImageFileError
+
         path = self.path(stat, desc)
         try:
             return read_map(path)
-        except (OSError, EOFError, ValueError, zlib.error) as error:
+        except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
             raise InputDataError(
                 f"{path} cannot be read ({error}); run the participant level of sub-{self.name.participant} again."
             ) from error

@@ -147,7 +147,7 @@ def cv_chart(folds: Sequence[Fold], run_of_row: IntArray, run_labels: Sequence[s
         axes.set_xlim(0, n_rows)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        axes.set_ylabel("outer fold: held out")
+        axes.set_ylabel("held out")
         _role_legend(figure)
         return svg_bytes(figure)
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.records import Atlas, BoolArray, Condition, FloatArray, IntArray, ModelScores
+from bids_mllm.score.selection import at_choice
 from bids_mllm.validation import check_same_samples
 
 BEST = "best"
@@ -63,23 +64,17 @@ def _condition_best_rows(
     maps = {
         "r": scores.condition_best_r[index],
         "r2": np.full(layer.shape, np.nan),
-        "cv_r2": _gather(scores.cv_r2, condition, layer, np.nan),
+        "cv_r2": at_choice(scores.cv_r2, condition, layer, np.nan),
     }
-    edge = _gather(scores.alpha_edge, condition, layer, False)
+    edge = at_choice(scores.alpha_edge, condition, layer, False)
     return _region_rows({**heads, "layer": BEST}, maps, edge, atlas)
 
 
 def _model_best_rows(scores: ModelScores, atlas: Atlas) -> list[dict[str, Any]]:
     heads = {"model": scores.model, "condition": BEST, "pooling": BEST, "instruction": None, "layer": BEST}
     place = (scores.best_condition, scores.best_layer)
-    maps = {"r": scores.best_r, "r2": scores.best_r2, "cv_r2": _gather(scores.cv_r2, *place, np.nan)}
-    return _region_rows(heads, maps, _gather(scores.alpha_edge, *place, False), atlas)
-
-
-def _gather(values: Any, condition: IntArray, layer: IntArray, missing: float | bool) -> Any:
-    """Value of each voxel at its own condition and layer; `missing` where the indices are -1."""
-    chosen = values[np.maximum(condition, 0), np.maximum(layer, 0), np.arange(values.shape[-1])]
-    return np.where((condition >= 0) & (layer >= 0), chosen, missing)
+    maps = {"r": scores.best_r, "r2": scores.best_r2, "cv_r2": at_choice(scores.cv_r2, *place, np.nan)}
+    return _region_rows(heads, maps, at_choice(scores.alpha_edge, *place, False), atlas)
 
 
 def _region_rows(

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from typing import Any
+
 import numpy as np
 
 from bids_mllm.records import BoolArray, Condition, FloatArray, IntArray, ModelScores
@@ -134,3 +136,18 @@ def _argbest(cv_r2: FloatArray) -> tuple[IntArray, IntArray]:
     condition_index = np.where(found, best.chosen // n_layers, NONE).astype(np.int16)
     layer_index = np.where(found, best.chosen % n_layers, NONE).astype(np.int16)
     return condition_index, layer_index
+
+
+def at_choice(values: Any, condition: IntArray, layer: IntArray, missing: float | bool) -> Any:
+    """Return the value of the chosen condition and layer in every voxel.
+
+    Parameters
+    ----------
+    values : (n_conditions, n_layers, n_voxels)
+    condition, layer : (n_voxels,) int
+        Indices; -1 where nothing was chosen.
+    missing
+        What stands where nothing was chosen.
+    """
+    chosen = values[np.maximum(condition, 0), np.maximum(layer, 0), np.arange(values.shape[-1])]
+    return np.where((condition >= 0) & (layer >= 0), chosen, missing)

@@ -70,7 +70,7 @@ def model_facts(plan: StudyPlan, key: str) -> dict[str, Any]:
         "Media": model.media,
         "Licence": model.licence,
         "DType": model.dtype,
-        "Parameters": dict(model.parameters),
+        "Parameters": {k: v for k, v in model.parameters.items() if k != "allow_download"},
     }
     if model.instructed:
         facts["Instructions"] = {i.key: i.text for i in plan.instructions}

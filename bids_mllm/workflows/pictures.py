@@ -157,10 +157,9 @@ def layer_pictures(results: Sequence[ModelResult]) -> tuple[ModelPictures, ...]:
         layers, conditions = sidecar["Layers"], sidecar["Conditions"]
         if len(layers) < 2:
             continue
-        best, _ = result.map("r", "best")
-        chosen = _top_tenth(best)
+        chosen = _top_tenth(result.map("cvr2", "best")[0])
         means = np.array([_layer_means(result, condition, chosen) for condition in conditions])
-        note = "mean over the tenth of voxels that the model predicts best"
+        note = "mean over the tenth of voxels that the model predicts best inside training"
         curves = {name: means[number] for number, name in enumerate(conditions)}
         own = (
             Picture(

@@ -13,7 +13,9 @@ MS = 1e-3
 
 
 def run_of(*showings: Showing, n_volumes: int = 6, tr: float = TR, start: float = 0.0) -> Run:
-    return Run("01", None, "t", None, "T1w", None, None, None, tr, start, n_volumes, None, showings, "one row")
+    return Run(
+        "01", None, "t", None, "T1w", None, None, None, tr, start, n_volumes, None, showings, "one row"
+    )
 
 
 def align(*showings: Showing, film: float = 100.0, window=None, position="end", **run) -> TRWindows:
@@ -33,19 +35,26 @@ def check(windows: TRWindows) -> None:
     for number, grid in enumerate(windows.grids):
         mine = windows.showing == number
         assert (windows.index[mine] < grid.n_windows).all()
-        np.testing.assert_allclose(windows.start[mine], grid.starts[windows.index[mine]], rtol=0, atol=1.001e-6)
+        np.testing.assert_allclose(
+            windows.start[mine], grid.starts[windows.index[mine]], rtol=0, atol=1.001e-6
+        )
         np.testing.assert_allclose(windows.end[mine], grid.ends[windows.index[mine]], rtol=0, atol=1.001e-6)
     assert (np.isnan(windows.start) == ~windows.valid).all()
     assert ((windows.showing < 0) == ~windows.valid).all()
 
 
 def test_times_of_volumes():
-    np.testing.assert_array_equal(volume_times(3, repetition_time=1.49, start_time=0.745), [0.745, 2.235, 3.725])
+    np.testing.assert_array_equal(
+        volume_times(3, repetition_time=1.49, start_time=0.745), [0.745, 2.235, 3.725]
+    )
 
 
 def test_positions_of_a_window_longer_than_the_tr():
     times = np.array([0.0, 2.0])
-    at = {p: window_starts(times, repetition_time=2.0, window=5.0, position=p) for p in ("end", "center", "start")}
+    at = {
+        p: window_starts(times, repetition_time=2.0, window=5.0, position=p)
+        for p in ("end", "center", "start")
+    }
     np.testing.assert_array_equal(at["end"], [-3.0, -1.0])
     np.testing.assert_array_equal(at["center"], [-1.5, 0.5])
     np.testing.assert_array_equal(at["start"], [0.0, 2.0])
@@ -99,6 +108,23 @@ def test_a_film_longer_than_the_bold_keeps_the_grid_of_the_whole_film():
 
 def test_a_film_that_ends_with_a_volume_keeps_it():
     assert align(Showing("a", 0.0), film=100 * TR, n_volumes=101).valid.sum() == 100
+
+
+def test_a_film_of_whole_volumes_keeps_all_of_them_wherever_it_starts():
+    for k in range(300):
+        onset, film = round(k * 1.49, 2), 10.43  # seven volumes
+        windows = align(Showing("a", onset), film=film, n_volumes=k + 10)
+        assert np.flatnonzero(windows.valid).tolist() == list(range(k, k + 7))
+        assert windows.index[windows.valid].tolist() == list(range(7))
+        assert windows.grids[0].n_windows == 7
+        whole = align(Showing("a", 0.0), film=round((k + 1) * 1.49, 2), n_volumes=k + 3)
+        assert whole.valid.sum() == whole.grids[0].n_windows == k + 1
+
+
+def test_where_playbacks_overlap_the_first_wins():
+    windows = align_run(run_of(Showing("a", 0.0), Showing("b", 1.49), n_volumes=6), {"a": 4.5, "b": 7.0})
+    assert windows.showing.tolist() == [0, 0, 0, 1, 1, -1]
+    check(windows)
 
 
 def test_rows_that_end_before_the_film_end_the_windows():

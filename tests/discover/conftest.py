@@ -20,6 +20,7 @@ def study(tmp_path: Path) -> Study:
 @pytest.fixture
 def find(study: Study) -> Callable[..., Any]:
     """Index the derivative and find runs in it."""
+
     def _find(**query: Any) -> Any:
         participants = choose_participants(study.prep, query.pop("participants", ()))
         spaces = query.pop("spaces", ("MNI152NLin2009cAsym",))

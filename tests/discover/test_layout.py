@@ -24,7 +24,7 @@ def test_the_raw_description_must_say_what_bids_requires(tmp_path):
     describe(tmp_path, Name="x", BIDSVersion="1.0.1")
     check_raw_dataset(tmp_path)
     describe(tmp_path, Authors=[])
-    with pytest.raises(InputDataError, match="no Name and no BIDSVersion.*--skip-bids-validation"):
+    with pytest.raises(InputDataError, match=r"no Name and no BIDSVersion.*--skip-bids-validation"):
         check_raw_dataset(tmp_path)
 
 
@@ -58,9 +58,9 @@ def test_named_and_bare_paths(tmp_path):
     assert find_fmriprep(tmp_path, {"two": two}) == two
     assert find_fmriprep(tmp_path, {"fmriprep": two, "one": one}) == two
     assert find_fmriprep(tmp_path, {"two": two, "one": one}) == one
-    with pytest.raises(UsageError, match="none does not exist"):
+    with pytest.raises(UsageError, match=r"none does not exist"):
         find_fmriprep(tmp_path, {"fmriprep": tmp_path / "none"})
-    with pytest.raises(UsageError, match="No fMRIPrep derivative"):
+    with pytest.raises(UsageError, match=r"No fMRIPrep derivative"):
         find_fmriprep(tmp_path, {})
 
 
@@ -75,7 +75,7 @@ def test_unknown_participants_are_listed_with_those_there(study):
 
 
 def test_a_folder_without_participants(study):
-    with pytest.raises(InputDataError, match="holds no sub-"):
+    with pytest.raises(InputDataError, match=r"holds no sub-"):
         choose_participants(study.prep, ())
 
 

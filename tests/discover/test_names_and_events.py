@@ -104,7 +104,9 @@ def test_a_bold_without_session_and_task_events_at_the_root(tmp_path):
 def test_undecodable_json_counts_as_empty(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\x80\x04\x95binary pickle")
     (tmp_path / "b.json").write_text("[1]")
-    assert read_json(tmp_path / "a.json") == read_json(tmp_path / "b.json") == read_json(tmp_path / "none") == {}
+    assert (
+        read_json(tmp_path / "a.json") == read_json(tmp_path / "b.json") == read_json(tmp_path / "none") == {}
+    )
 
 
 def write_events(tmp_path: Path, text: str) -> Path:
@@ -126,12 +128,16 @@ def test_rows_without_a_stimulus_are_passed_over_and_order_is_by_onset(tmp_path)
 
 
 def test_negative_onsets_are_legal(tmp_path):
-    assert read_events(write_events(tmp_path, "onset\tduration\tstim_file\n-4.5\t10\ta.mkv\n"))[0].onset == -4.5
+    assert (
+        read_events(write_events(tmp_path, "onset\tduration\tstim_file\n-4.5\t10\ta.mkv\n"))[0].onset == -4.5
+    )
 
 
 @pytest.mark.parametrize("column", ["stim_onset", "media_onset"])
 def test_a_column_says_where_in_the_media_a_row_starts(tmp_path, column):
-    path = write_events(tmp_path, f"onset\tduration\tstim_file\t{column}\n5\t10\ta.mkv\t60.25\n20\t5\ta.mkv\tn/a\n")
+    path = write_events(
+        tmp_path, f"onset\tduration\tstim_file\t{column}\n5\t10\ta.mkv\t60.25\n20\t5\ta.mkv\tn/a\n"
+    )
     assert [row.media_onset for row in read_events(path)] == [60.25, None]
 
 
@@ -151,15 +157,17 @@ def test_a_comma_in_a_duration_is_named_too(tmp_path):
 
 
 def test_missing_columns_are_named(tmp_path):
-    with pytest.raises(InputDataError, match="no column duration, stim_file.*--stimulus-map"):
+    with pytest.raises(InputDataError, match=r"no column duration, stim_file.*--stimulus-map"):
         read_events(write_events(tmp_path, "onset\ttrial_type\n0\tx\n"))
 
 
-@pytest.mark.parametrize("make", [lambda p: p.write_bytes(b"\xff\xfe\x00onset"), lambda p: p.symlink_to("gone.tsv")])
+@pytest.mark.parametrize(
+    "make", [lambda p: p.write_bytes(b"\xff\xfe\x00onset"), lambda p: p.symlink_to("gone.tsv")]
+)
 def test_events_that_cannot_be_read_are_one_sentence(tmp_path, make):
     path = tmp_path / "task-a_events.tsv"
     make(path)
-    with pytest.raises(InputDataError, match="task-a_events.tsv cannot be read.*datalad get"):
+    with pytest.raises(InputDataError, match=r"task-a_events.tsv cannot be read.*datalad get"):
         read_events(path)
 
 
@@ -211,14 +219,14 @@ def test_a_map_gives_showings_in_order_of_onset(tmp_path):
     ],
 )
 def test_faults_of_a_map_name_the_line(tmp_path, row):
-    with pytest.raises(UsageError, match="map.tsv, line 3:"):
+    with pytest.raises(UsageError, match=r"map.tsv, line 3:"):
         read_map(tmp_path, "m\t1\t1\ta.mkv\t0\t0\t1", row)
 
 
 def test_a_map_without_a_column_or_that_is_not_there(tmp_path):
     path = tmp_path / "map.tsv"
     path.write_text("task\tstim_file\nm\ta.mkv\n")
-    with pytest.raises(UsageError, match="no column session, run, run_onset, media_onset, duration"):
+    with pytest.raises(UsageError, match=r"no column session, run, run_onset, media_onset, duration"):
         read_stimulus_map(path)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match=r"cannot be read"):
         read_stimulus_map(tmp_path / "none.tsv")

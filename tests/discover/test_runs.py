@@ -29,7 +29,9 @@ def movie10(study: Study) -> Study:
         for ses, task, run in (("001", "bourne01", None), ("002", "life01", "1"), ("003", "life01", "2")):
             study.add(sub, ses, task, run, n_volumes=4)
             padded = run and f"0{run}"
-            write_bold(study.func(study.raw, sub, ses) / f"{study.stem(sub, ses, task, padded)}_bold.nii.gz", 4)
+            write_bold(
+                study.func(study.raw, sub, ses) / f"{study.stem(sub, ses, task, padded)}_bold.nii.gz", 4
+            )
         (study.prep / f"sub-{sub}" / "ses-004" / "func").mkdir(parents=True)
         folder = study.func(study.prep, sub, "001")
         stem = study.stem(sub, "001", "bourne01")
@@ -40,6 +42,7 @@ def movie10(study: Study) -> Study:
         for root in (study.raw, study.prep):
             physio = study.func(root, sub, "001") / f"{stem}_physio.json"
             physio.write_bytes(pickle.dumps({"a": 1}))
+            physio.with_suffix(".tsv.gz").write_bytes(b"")
     return study
 
 
@@ -102,12 +105,15 @@ def test_nothing_matches_says_what_was_asked_and_what_there_is(movie10, find):
 
 def test_nothing_matches_where_names_have_no_session_task_or_space(study, find):
     write_mask(study.prep / "sub-01" / "func" / "sub-01_mask.nii.gz")
-    with pytest.raises(UsageError, match="No preprocessed NIfTI BOLD"):
+    with pytest.raises(UsageError, match=r"No preprocessed NIfTI BOLD"):
         find(participants=("01",))
 
 
 def test_a_dangling_bold_is_listed_and_dropped_with_the_way_to_fetch_it(movie10, find):
-    dangle(movie10.func(movie10.prep, "01", "002") / f"sub-01_ses-002_task-life01_run-1_{SPACE}_desc-preproc_bold.nii.gz")
+    dangle(
+        movie10.func(movie10.prep, "01", "002")
+        / f"sub-01_ses-002_task-life01_run-1_{SPACE}_desc-preproc_bold.nii.gz"
+    )
     runs = [replace(run, showings=(Showing("a.mkv", 0.0),)) for run in find(participants=("01",))]
     assert [run.bold is None for run in runs] == [False, True, False]
     assert (runs[1].n_volumes, runs[1].repetition_time) == (0, TR)
@@ -247,7 +253,7 @@ def test_start_time(study, find, sidecar, start):
 )
 def test_times_that_are_no_numbers_are_one_sentence(study, find, sidecar):
     study.add("01", None, "a", sidecar=sidecar)
-    with pytest.raises(InputDataError, match="must be a number of seconds"):
+    with pytest.raises(InputDataError, match=r"must be a number of seconds"):
         find()
 
 
@@ -274,7 +280,7 @@ def test_a_damaged_image_is_one_sentence(study, find, suffix, content):
     bold = study.add("01", None, "a")
     path = bold.with_name(bold.name.replace("desc-preproc_bold", suffix))
     path.write_bytes(content)
-    with pytest.raises(InputDataError, match="cannot be read as an image"):
+    with pytest.raises(InputDataError, match=r"cannot be read as an image"):
         find()
 
 
@@ -301,7 +307,11 @@ def test_the_whole_of_movie10_by_names(tmp_path):
                 number = run.removeprefix("run-").removeprefix("_run-").lstrip("0")
                 stem = "_".join(filter(None, (sub, ses, f"task-{task}", number and f"run-{number}")))
                 n_aborted += bool(dup)
-                for name in (f"{SPACE}_desc-preproc_bold{dup}", f"{SPACE}_desc-brain_mask{dup}", f"space-T1w_desc-preproc_bold{dup}"):
+                for name in (
+                    f"{SPACE}_desc-preproc_bold{dup}",
+                    f"{SPACE}_desc-brain_mask{dup}",
+                    f"space-T1w_desc-preproc_bold{dup}",
+                ):
                     (folder / f"{stem}_{name}.nii.gz").symlink_to("gone")
                 (folder / f"{stem}_desc-confounds_timeseries{dup}.tsv").symlink_to("gone")
     began = time.perf_counter()

@@ -1,7 +1,6 @@
-"""A small data set in the shape of movie10: root-level events, zero-padded raw runs, padding lost downstream."""
+"""A small data set in the shape of movie10: events at the root, padding of runs lost downstream."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,12 @@ SPACE = "space-MNI152NLin2009cAsym"
 
 
 def write_bold(
-    path: Path, n_volumes: int, *, repetition_time: float = TR, unit: str = "sec", shape: tuple[int, ...] = SHAPE
+    path: Path,
+    n_volumes: int,
+    *,
+    repetition_time: float = TR,
+    unit: str = "sec",
+    shape: tuple[int, ...] = SHAPE,
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(np.zeros((*shape, n_volumes), dtype=np.int16), np.eye(4))
@@ -40,7 +44,7 @@ def dangle(path: Path) -> Path:
     """Replace a file by a link to annexed content that is not here."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    os.symlink("../../.git/annex/objects/XX/MD5E-s1--0.nii.gz", path)
+    path.symlink_to("../../.git/annex/objects/XX/MD5E-s1--0.nii.gz")
     return path
 
 
@@ -53,7 +57,11 @@ class Study:
         write_json(self.raw / "dataset_description.json", {"Name": "films", "BIDSVersion": "1.0.1"})
         write_json(
             self.prep / "dataset_description.json",
-            {"Name": "prep", "BIDSVersion": "1.4.0", "GeneratedBy": [{"Name": "fMRIPrep", "Version": "20.2.3"}]},
+            {
+                "Name": "prep",
+                "BIDSVersion": "1.4.0",
+                "GeneratedBy": [{"Name": "fMRIPrep", "Version": "20.2.3"}],
+            },
         )
 
     def stem(self, sub: str, ses: str | None, task: str, run: str | None = None) -> str:

@@ -37,7 +37,7 @@ def test_delays_never_cross_runs():
 
 
 def test_features_and_bold_stay_paired_where_runs_differ_in_length():
-    """The BOLD of a volume is what was shown two TRs before, different in every run; so is the only column."""
+    """The BOLD of a volume is what was shown two TRs before, in every run another film."""
     design = design_of(("a", 40), ("b", 25), ("c", 33))
     rows = make_rows(design, delays=(2,), n_folds=2)
     rng = np.random.default_rng(0)
@@ -86,7 +86,9 @@ def test_each_showing_reads_its_own_features():
     np.testing.assert_allclose(first, (expected - expected.mean()) / expected.std())
 
 
-@pytest.mark.parametrize(("delays", "window", "purged"), [((1, 2, 3), None, 3), ((1,), 8.0, 4), ((2, 5), 7.0, 5)])
+@pytest.mark.parametrize(
+    ("delays", "window", "purged"), [((1, 2, 3), None, 3), ((1,), 8.0, 4), ((2, 5), 7.0, 5)]
+)
 def test_exactly_max_of_delay_and_window_is_purged_on_both_sides_of_a_single_run(delays, window, purged):
     n_volumes, n_folds = 200, 4
     rows = make_rows(design_of(("a", n_volumes), window=window), delays=delays, n_folds=n_folds)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from volumes import AFFINE, SHAPE, save
 
 from bids_mllm.exceptions import StimulusError, UsageError
 from bids_mllm.io.atlas import atlas_name, load_atlas, read_labels
 from bids_mllm.io.tables import read_feature_table, table_path
-
-from volumes import AFFINE, SHAPE, save
 
 
 def labelled(tmp_path, labels, table="index\tname\n0\tbackground\n1\tV1\n2\tV2\n9\tabsent\n", affine=AFFINE):
@@ -44,13 +43,20 @@ def test_labels_of_the_mask_and_sizes_of_the_whole(tmp_path):
     mask = np.ones(SHAPE, dtype=bool)
     mask[0, 0] = False
     atlas = load_atlas(labelled(tmp_path, halves()), mask, AFFINE)
-    assert (atlas.name, atlas.indices, atlas.names, atlas.total_voxels) == ("Two", (1, 2), ("V1", "V2"), (8, 8))
+    assert (atlas.name, atlas.indices, atlas.names, atlas.total_voxels) == (
+        "Two",
+        (1, 2),
+        ("V1", "V2"),
+        (8, 8),
+    )
     np.testing.assert_array_equal(atlas.labels, halves()[mask])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int32])
 def test_types_of_label_images_and_a_fourth_axis_of_one(tmp_path, dtype):
-    atlas = load_atlas(labelled(tmp_path, halves().astype(dtype)[..., None]), np.ones(SHAPE, dtype=bool), AFFINE)
+    atlas = load_atlas(
+        labelled(tmp_path, halves().astype(dtype)[..., None]), np.ones(SHAPE, dtype=bool), AFFINE
+    )
     np.testing.assert_array_equal(atlas.labels, halves().ravel())
 
 
@@ -92,16 +98,16 @@ def test_faults_of_a_table(tmp_path, table, words):
 def test_a_table_that_is_no_text(tmp_path):
     path = labelled(tmp_path, halves())
     (tmp_path / "atlas-Two_dseg.tsv").write_bytes(b"\xff\xfeindex\tname")
-    with pytest.raises(UsageError, match="cannot be read as text"):
+    with pytest.raises(UsageError, match=r"cannot be read as text"):
         read_labels(path)
 
 
 def test_an_atlas_of_probabilities_or_none_at_all(tmp_path):
     path = labelled(tmp_path, np.zeros((*SHAPE, 3), dtype=np.float32))
-    with pytest.raises(UsageError, match="expected a 3-D label image"):
+    with pytest.raises(UsageError, match=r"expected a 3-D label image"):
         load_atlas(path, np.ones(SHAPE, dtype=bool), AFFINE)
     path.write_bytes(b"none")
-    with pytest.raises(UsageError, match="cannot be read as a label image"):
+    with pytest.raises(UsageError, match=r"cannot be read as a label image"):
         load_atlas(path, np.ones(SHAPE, dtype=bool), AFFINE)
 
 
@@ -165,22 +171,24 @@ def test_gaps_text_and_infinity_name_line_and_column(tmp_path, bad):
 
 def test_a_short_row_is_a_gap(tmp_path):
     feature_table(tmp_path, TABLE + "3\t1\t2\n")
-    with pytest.raises(StimulusError, match="line 4: words is None"):
+    with pytest.raises(StimulusError, match=r"line 4: words is None"):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["onset\tduration\n0\t1\n", "duration\tonset\ta\n", "onset,duration,a\n0,1,2\n", ""])
+@pytest.mark.parametrize(
+    "text", ["onset\tduration\n0\t1\n", "duration\tonset\ta\n", "onset,duration,a\n0,1,2\n", ""]
+)
 def test_columns_that_are_missing(tmp_path, text):
     feature_table(tmp_path, text)
-    with pytest.raises(StimulusError, match="expected the tab-separated columns onset, duration"):
+    with pytest.raises(StimulusError, match=r"expected the tab-separated columns onset, duration"):
         read(tmp_path)
 
 
 def test_a_table_that_is_not_there_or_no_text(tmp_path):
-    with pytest.raises(StimulusError, match="life01.tsv does not exist"):
+    with pytest.raises(StimulusError, match=r"life01.tsv does not exist"):
         read(tmp_path)
     feature_table(tmp_path).write_bytes(b"\xff\xfe")
-    with pytest.raises(StimulusError, match="cannot be read as text"):
+    with pytest.raises(StimulusError, match=r"cannot be read as text"):
         read(tmp_path)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from volumes import AFFINE, SHAPE, TR, bold_run
 
 from bids_mllm.exceptions import InputDataError
 from bids_mllm.io.bold import (
@@ -15,8 +16,6 @@ from bids_mllm.io.bold import (
     to_volume,
     unusable_voxels,
 )
-
-from volumes import AFFINE, SHAPE, TR, bold_run
 
 WHOLE = np.ones(SHAPE, dtype=bool)
 
@@ -41,8 +40,11 @@ def test_the_common_mask_is_the_overlap(tmp_path):
 
 
 def test_masks_without_a_common_voxel(tmp_path):
-    runs = [bold_run(tmp_path / "a", mask=~without((0, 0, 0))), bold_run(tmp_path / "b", mask=without((0, 0, 0)))]
-    with pytest.raises(InputDataError, match="sub-01 in space MNI152NLin2009cAsym have no voxel in common"):
+    runs = [
+        bold_run(tmp_path / "a", mask=~without((0, 0, 0))),
+        bold_run(tmp_path / "b", mask=without((0, 0, 0))),
+    ]
+    with pytest.raises(InputDataError, match=r"sub-01 in space MNI152NLin2009cAsym have no voxel in common"):
         common_mask(runs)
 
 
@@ -68,7 +70,7 @@ def test_a_run_is_read_voxel_by_voxel_as_stored(tmp_path):
 def test_a_truncated_or_damaged_file_is_one_sentence(tmp_path, damage):
     run = bold_run(tmp_path, n_volumes=200, mask=WHOLE)
     run.bold.write_bytes(damage(run.bold.read_bytes()))
-    with pytest.raises(InputDataError, match="preproc_bold.nii.gz cannot be read to its end"):
+    with pytest.raises(InputDataError, match=r"preproc_bold.nii.gz cannot be read to its end"):
         load_run(run, WHOLE)
 
 
@@ -76,7 +78,7 @@ def test_a_truncated_mask_is_one_sentence(tmp_path):
     shape = (20, 20, 20)
     run = bold_run(tmp_path, n_volumes=2, shape=shape, mask=np.random.default_rng(0).random(shape) > 0.5)
     run.mask.write_bytes(run.mask.read_bytes()[:-300])
-    with pytest.raises(InputDataError, match="brain_mask.nii.gz cannot be read to its end"):
+    with pytest.raises(InputDataError, match=r"brain_mask.nii.gz cannot be read to its end"):
         common_mask([run])
 
 
@@ -153,13 +155,13 @@ def test_bad_voxels_of_any_run_are_set_aside_in_all(tmp_path):
 
 def test_no_usable_voxel_at_all(tmp_path):
     runs = [bold_run(tmp_path, values=np.full((*SHAPE, 10), 5.0))]
-    with pytest.raises(InputDataError, match="Every voxel of sub-01"):
+    with pytest.raises(InputDataError, match=r"Every voxel of sub-01"):
         prepare_runs(runs, strategy="none", high_pass=0.0)
 
 
 def test_confounds_asked_for_but_not_there(tmp_path):
     runs = [bold_run(tmp_path)]
-    with pytest.raises(InputDataError, match="desc-confounds_timeseries.tsv.*--confounds none"):
+    with pytest.raises(InputDataError, match=r"desc-confounds_timeseries.tsv.*--confounds none"):
         prepare_runs(runs, strategy="motion", high_pass=0.0)
 
 

@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from volumes import bold_run
 
 from bids_mllm.exceptions import InputDataError
 from bids_mllm.io.confounds import STRATEGIES, load_confounds
-
-from volumes import bold_run
 
 N = 40
 MOTION = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
@@ -54,9 +53,7 @@ def run(tmp_path, table):
 EXPECTED = {
     "motion": FULL,
     "simple": FULL | {"csf", "white_matter"},
-    "compcor": FULL
-    | {f"cosine{k:02d}" for k in range(3)}
-    | {f"a_comp_cor_{k:02d}" for k in range(5)},
+    "compcor": FULL | {f"cosine{k:02d}" for k in range(3)} | {f"a_comp_cor_{k:02d}" for k in range(5)},
 }
 
 
@@ -72,7 +69,9 @@ def test_the_columns_of_each_strategy(run, table, strategy):
     assert np.isfinite(values).all()
     for column, name in zip(values.T, names, strict=True):
         expected = table[name].bfill().to_numpy()
-        np.testing.assert_allclose(column - column.mean(), expected - expected.mean(), atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            column - column.mean(), expected - expected.mean(), atol=1e-9, err_msg=name
+        )
 
 
 def test_the_first_value_of_a_derivative_is_the_next(run):
@@ -86,7 +85,7 @@ def test_none_needs_no_file(tmp_path):
 
 
 def test_a_run_without_confounds_says_what_is_missing(tmp_path):
-    with pytest.raises(InputDataError, match="task-a_run-1 of sub-01 has no desc-confounds_timeseries.tsv"):
+    with pytest.raises(InputDataError, match=r"task-a_run-1 of sub-01 has no desc-confounds_timeseries.tsv"):
         load_confounds(bold_run(tmp_path), "simple")
 
 
@@ -104,11 +103,11 @@ def test_columns_that_are_not_there_name_file_and_strategy(run, table):
 def test_a_dangling_link_is_one_sentence(run):
     run.confounds.unlink()
     run.confounds.symlink_to("gone")
-    with pytest.raises(InputDataError, match="do not serve the strategy motion"):
+    with pytest.raises(InputDataError, match=r"do not serve the strategy motion"):
         load_confounds(run, "motion")
 
 
 def test_confounds_of_another_length(run, table):
     table.iloc[:-3].to_csv(run.confounds, sep="\t", index=False, na_rep="n/a")
-    with pytest.raises(InputDataError, match="37 rows but the BOLD .* has 40"):
+    with pytest.raises(InputDataError, match=r"37 rows but the BOLD .* has 40"):
         load_confounds(run, "motion")

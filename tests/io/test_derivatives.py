@@ -9,6 +9,7 @@ import warnings
 import nibabel as nib
 import numpy as np
 import pytest
+from volumes import AFFINE, SHAPE
 
 from bids_mllm.exceptions import BidsMllmError, InputDataError, StoreError
 from bids_mllm.io.derivatives import (
@@ -25,8 +26,6 @@ from bids_mllm.io.derivatives import (
 )
 from bids_mllm.io.files import read_tsv
 from bids_mllm.io.results import find_results, roi_tables, stack_maps
-
-from volumes import AFFINE, SHAPE
 
 MASK = np.random.default_rng(0).random(SHAPE) > 0.4
 
@@ -49,7 +48,11 @@ def test_films_name_their_tasks(tasks, label):
 def test_names_and_the_order_of_entities(tmp_path):
     name = MapName("01", "life", "T1w", "2")
     path = name.path(tmp_path, model="qwen25vl7b", stat="r", desc="best")
-    assert path == tmp_path / "sub-01/func/sub-01_task-life_space-T1w_res-2_model-qwen25vl7b_stat-r_desc-best_statmap.nii.gz"
+    assert (
+        path
+        == tmp_path
+        / "sub-01/func/sub-01_task-life_space-T1w_res-2_model-qwen25vl7b_stat-r_desc-best_statmap.nii.gz"
+    )
     table = name.path(tmp_path, model="m", stat="scores", atlas="AAL", extension=".tsv")
     assert table.name == "sub-01_task-life_space-T1w_atlas-AAL_res-2_model-m_stat-scores_statmap.tsv"
     mask = MapName("01", "life", "T1w").path(tmp_path, suffix="mask", desc="encoding")
@@ -140,7 +143,7 @@ def test_descriptions_of_several_calls_are_merged(tmp_path):
 
 def test_damaged_descriptions_are_one_sentence(tmp_path):
     (tmp_path / "descriptions.tsv").write_text("desc_id\tdescription\ndesc-a\n")
-    with pytest.raises(BidsMllmError, match="descriptions.tsv cannot be read as a table"):
+    with pytest.raises(BidsMllmError, match=r"descriptions.tsv cannot be read as a table"):
         describe(tmp_path)
 
 
@@ -178,14 +181,16 @@ def test_parallel_jobs_lose_no_description(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="file.* cannot be "):
+    with pytest.raises(StoreError, match=r"file.* cannot be "):
         describe(tmp_path / "file" / "out")
 
 
 # Results
 
 
-def result(folder, sub, *, model="m", space="T1w", res=None, task="life", value=1.0, mask=MASK, affine=AFFINE):
+def result(
+    folder, sub, *, model="m", space="T1w", res=None, task="life", value=1.0, mask=MASK, affine=AFFINE
+):
     name = MapName(sub, task, space, res)
     write_map(
         name.path(folder, model=model, stat="r", desc="best"),
@@ -221,10 +226,16 @@ def test_roi_tables_by_atlas(tmp_path):
     name = result(tmp_path, "01")
     for atlas in ("AAL", "Glasser"):
         write_table(
-            name.path(tmp_path, model="m", stat="scores", atlas=atlas, extension=".tsv"), [{"roi": atlas}], {"roi": ""}, {}
+            name.path(tmp_path, model="m", stat="scores", atlas=atlas, extension=".tsv"),
+            [{"roi": atlas}],
+            {"roi": ""},
+            {},
         )
     write_table(
-        name.path(tmp_path, model="m2", stat="scores", atlas="Other", extension=".tsv"), [{"roi": 1}], {"roi": ""}, {}
+        name.path(tmp_path, model="m2", stat="scores", atlas="Other", extension=".tsv"),
+        [{"roi": 1}],
+        {"roi": ""},
+        {},
     )
     assert roi_tables(find_results(tmp_path)[0]) == {"AAL": [{"roi": "AAL"}], "Glasser": [{"roi": "Glasser"}]}
 
@@ -252,7 +263,9 @@ def test_stacks_of_layers(tmp_path):
     np.testing.assert_array_equal(values[1], np.arange(3 * MASK.sum()).reshape(3, -1) + 2)
 
 
-@pytest.mark.parametrize("other", [{"mask": np.ones((3, 4, 3), dtype=bool)}, {"affine": np.diag([3.0, 2, 2, 1])}])
+@pytest.mark.parametrize(
+    "other", [{"mask": np.ones((3, 4, 3), dtype=bool)}, {"affine": np.diag([3.0, 2, 2, 1])}]
+)
 def test_maps_on_different_grids_name_both(tmp_path, other):
     result(tmp_path, "01")
     result(tmp_path, "02", **other)
@@ -268,10 +281,10 @@ def test_a_damaged_map_is_one_sentence(tmp_path):
     path = found.path("r", "best")
     for content in (path.read_bytes()[:-30], b"none"):
         path.write_bytes(content)
-        with pytest.raises(InputDataError, match="run the participant level of sub-01 again"):
+        with pytest.raises(InputDataError, match=r"run the participant level of sub-01 again"):
             found.map("r", "best")
     sidecar_path(path).unlink()
-    with pytest.raises(BidsMllmError, match="cannot be read as JSON"):
+    with pytest.raises(BidsMllmError, match=r"cannot be read as JSON"):
         found.sidecar()
 
 
@@ -297,7 +310,14 @@ def test_pybids_tells_maps_apart_that_differ_by_stat_model_or_atlas(tmp_path):
     assert sorted(layout.get_stats()) == ["r", "r2", "scores"]
     (table,) = layout.get(atlas="AAL", extension=".tsv")
     assert "atlas-AAL" in table.filename
-    entities = {"subject": "01", "task": "life", "space": "T1w", "model": "b", "stat": "r", "extension": ".nii.gz"}
+    entities = {
+        "subject": "01",
+        "task": "life",
+        "space": "T1w",
+        "model": "b",
+        "stat": "r",
+        "extension": ".nii.gz",
+    }
     assert layout.build_path(entities, absolute_paths=False, validate=False).endswith(
         "sub-01_task-life_space-T1w_model-b_stat-r_statmap.nii.gz"
     )

@@ -62,13 +62,13 @@ def test_the_text_of_a_design_is_strict_json_and_the_same_for_equal_designs():
 
 def test_what_json_cannot_hold_is_refused():
     odd = replace(design(), dropped=(DroppedRun("01", "x", {1, 2}),))
-    with pytest.raises(TypeError, match="set"):
+    with pytest.raises(TypeError, match=r"set"):
         design_to_text(odd)
 
 
 def test_a_damaged_design_is_one_sentence(tmp_path):
     (tmp_path / "design.json").write_text("{")
-    with pytest.raises(BidsMllmError, match="design.json cannot be read"):
+    with pytest.raises(BidsMllmError, match=r"design.json cannot be read"):
         read_design(tmp_path / "design.json")
 
 
@@ -93,7 +93,7 @@ def test_scores_come_back_the_same(tmp_path):
     )
     path = tmp_path / "scores.npz"
     save_scores(path, scores)
-    assert os.listdir(tmp_path) == ["scores.npz"]
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.npz"]
     read = load_scores(path)
     for field in fields(ModelScores):
         left, right = getattr(scores, field.name), getattr(read, field.name)

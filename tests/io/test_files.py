@@ -45,7 +45,7 @@ def test_the_file_appears_whole_with_its_extension(tmp_path):
         assert not path.exists()
         scratch.write_text("whole")
     assert path.read_text() == "whole"
-    assert os.listdir(path.parent) == [path.name]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_an_error_inside_leaves_nothing_and_keeps_the_old_file(tmp_path):
@@ -57,10 +57,10 @@ def test_an_error_inside_leaves_nothing_and_keeps_the_old_file(tmp_path):
             scratch.write_text("new")
             raise ValueError("stop")
 
-    with pytest.raises(ValueError, match="stop"):
+    with pytest.raises(ValueError, match=r"stop"):
         fail()
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["a.tsv"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tsv"]
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
@@ -77,7 +77,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(small_disk):
     path = small_disk / "a.npy"
     with pytest.raises(StoreError, match=r"a.npy cannot be written .*no space left on device.*free space"):
         write_array(path, lambda scratch: np.save(scratch, np.zeros(10**6)))
-    assert os.listdir(small_disk) == []
+    assert [p.name for p in small_disk.iterdir()] == []
 
 
 def test_a_full_disk_by_its_error_number(tmp_path):
@@ -87,7 +87,7 @@ def test_a_full_disk_by_its_error_number(tmp_path):
 
     with pytest.raises(StoreError, match=r"No space left on device.*what was finished is kept"):
         write_array(tmp_path / "a.npy", full)
-    assert os.listdir(tmp_path) == []
+    assert [p.name for p in tmp_path.iterdir()] == []
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
@@ -149,5 +149,5 @@ def test_text_with_breaks_stays_one_cell(tmp_path, text):
 @pytest.mark.parametrize("content", [b"a\tb\n1\n", b"a\tb\n1\t2\t3\n", b"\xff\xfe"])
 def test_a_damaged_table_is_one_sentence(tmp_path, content):
     (tmp_path / "a.tsv").write_bytes(content)
-    with pytest.raises(BidsMllmError, match="a.tsv cannot be read as a table"):
+    with pytest.raises(BidsMllmError, match=r"a.tsv cannot be read as a table"):
         read_tsv(tmp_path / "a.tsv")

@@ -39,6 +39,4 @@ def bold_run(
     if mask is not None:
         brain = save(folder / f"{stem}_desc-brain_mask.nii.gz", mask.astype(np.uint8), affine)
     table = folder / f"{name}_desc-confounds_timeseries.tsv" if confounds else None
-    return Run(
-        "01", None, "a", 1, "MNI152NLin2009cAsym", bold, brain, table, TR, 0.0, values.shape[3]
-    )
+    return Run("01", None, "a", 1, "MNI152NLin2009cAsym", bold, brain, table, TR, 0.0, values.shape[3])

@@ -1,0 +1,53 @@
+"""Parts of the command line that need no data."""
+
+import os
+
+import pytest
+
+from bids_mllm.cli import run
+from bids_mllm.exceptions import UsageError
+
+
+def pretend_driver(monkeypatch, present):
+    monkeypatch.setattr(run.Path, "is_dir", lambda path: present)
+    monkeypatch.setattr(run.Path, "exists", lambda path: present)
+
+
+@pytest.mark.parametrize(("present", "device"), [(True, "cuda"), (False, "cpu")])
+def test_auto_follows_the_driver(monkeypatch, present, device):
+    pretend_driver(monkeypatch, present)
+    assert run.resolve_device("auto") == device
+
+
+def test_one_gpu_of_several(monkeypatch):
+    pretend_driver(monkeypatch, True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    assert run.resolve_device("cuda:2") == "cuda"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+def test_cuda_without_a_driver(monkeypatch):
+    pretend_driver(monkeypatch, False)
+    with pytest.raises(UsageError, match=r"--device is cuda.*--device cpu"):
+        run.resolve_device("cuda")
+
+
+def test_group_without_results(call, tmp_path):
+    (tmp_path / "bids").mkdir()
+    result = call(tmp_path / "bids", tmp_path / "out", "group")
+    assert result.status == 70
+    assert "no results of the participant level" in result.err
+
+
+def test_allow_download_reaches_the_models(study, tmp_path):
+    from bids_mllm.cli.parser import parse_settings
+    from bids_mllm.workflows.plan import plan_study
+
+    words = [
+        str(study), str(tmp_path), "participant", "--models", "motionenergy",
+        f"tiny={study / 'models/qwen25vltiny'}", "-w", str(tmp_path / "w"),
+    ]  # fmt: skip
+    allowed = plan_study(parse_settings([*words, "--allow-download"]), only_list=True)
+    assert [dict(model.parameters).get("allow_download") for model in allowed.models] == [None, True]
+    refused = plan_study(parse_settings(words), only_list=True)
+    assert not any("allow_download" in model.parameters for model in refused.models)
