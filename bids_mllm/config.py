@@ -122,8 +122,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     unknown = sorted(set(content) - set(known))
     if unknown:
         raise UsageError(
-            f"The settings file {path} has unknown settings {', '.join(unknown)}; known are "
-            f"{', '.join(sorted(known))}."
+            f"The settings file {path} has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}."
         )
     faults = [fault for name, value in content.items() if (fault := _type_fault(name, value))]
     if faults:

@@ -18,9 +18,7 @@ def check_in_allowed(value: str, allowed: Collection[str], name: str) -> str:
 def check_same_samples(name_a: str, n_a: int, name_b: str, n_b: int) -> None:
     """Raise a ValueError that gives both lengths when they differ."""
     if n_a != n_b:
-        raise ValueError(
-            f"{name_a} has {n_a} samples and {name_b} has {n_b}; both need one row for each TR."
-        )
+        raise ValueError(f"{name_a} has {n_a} samples and {name_b} has {n_b}; both need one row for each TR.")
 
 
 def check_finite(name: str, values: NDArray[Any]) -> None:

@@ -34,9 +34,7 @@ def study(tmp_path_factory) -> Path:
     from bids_mllm.simulate.dataset import simulate_dataset
 
     folder = tmp_path_factory.mktemp("study") / "bids"
-    return simulate_dataset(
-        folder, participants=2, run_seconds=45.0, runs={"bourne": 2, "wolf": 1, "life": 1}, seed=1
-    )
+    return simulate_dataset(folder, participants=2, run_seconds=45.0, runs={"bourne": 2, "wolf": 1, "life": 1}, seed=1)
 
 
 @pytest.fixture

@@ -9,7 +9,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "bids_mllm"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HEAVY = ("torch", "transformers", "himalaya", "nipype", "bids", "nilearn", "nibabel", "librosa", "moten", "zarr", "av")
+HEAVY = (
+    "torch",
+    "transformers",
+    "himalaya",
+    "nipype",
+    "bids",
+    "nilearn",
+    "nibabel",
+    "librosa",
+    "moten",
+    "zarr",
+    "av",
+)
 
 
 def code_lines(node):

@@ -251,9 +251,7 @@ def test_faults(good, changes, words):
 def test_all_faults_are_reported_together(good):
     with pytest.raises(UsageError) as caught:
         check_settings(replace(good, n_folds=1, device="x", output_dir=good.bids_dir, window=-1.0))
-    assert all(
-        w in str(caught.value) for w in ("--n-folds", "--device", "--window", "is the BIDS folder itself")
-    )
+    assert all(w in str(caught.value) for w in ("--n-folds", "--device", "--window", "is the BIDS folder itself"))
 
 
 def test_output_and_work_folders_keep_out_of_the_data_set_links_included(good, tmp_path):

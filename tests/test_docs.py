@@ -101,9 +101,7 @@ def test_every_option_is_on_the_cli_page(build: Callable[[], argparse.ArgumentPa
 
 
 def test_the_cli_page_has_no_option_that_does_not_exist() -> None:
-    known = {
-        name for build in PARSERS.values() for action in build()._actions for name in action.option_strings
-    }
+    known = {name for build in PARSERS.values() for action in build()._actions for name in action.option_strings}
     for page in PAGES:
         for option in re.findall(r"`(--[a-z][a-z-]*)", page.read_text("utf-8")):
             assert option in known, f"{page.name} names {option}"

@@ -14,13 +14,24 @@ class Row(Protocol):
     """One row of an events file; seconds."""
 
     @property
-    def stim_file(self) -> str: ...
+    def stim_file(self) -> str:
+        """Stimulus that the row names."""
+        ...
+
     @property
-    def onset(self) -> float: ...
+    def onset(self) -> float:
+        """Start on the run's clock."""
+        ...
+
     @property
-    def duration(self) -> float | None: ...
+    def duration(self) -> float | None:
+        """Length, None where it is not given."""
+        ...
+
     @property
-    def media_onset(self) -> float | None: ...
+    def media_onset(self) -> float | None:
+        """Start on the stimulus clock, None without such a column."""
+        ...
 
 
 def showings_from_rows(
@@ -59,9 +70,7 @@ def showings_from_rows(
     return ordered, " and ".join(sorted(rules))
 
 
-def _showings_of_one(
-    rows: Sequence[Row], media_duration: float | None, source: str
-) -> tuple[list[Showing], str]:
+def _showings_of_one(rows: Sequence[Row], media_duration: float | None, source: str) -> tuple[list[Showing], str]:
     if all(row.media_onset is not None for row in rows):
         return [Showing(r.stim_file, r.onset, r.media_onset or 0.0, r.duration) for r in rows], "explicit column"
     if len(rows) == 1:

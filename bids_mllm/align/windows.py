@@ -158,8 +158,6 @@ def _shown_seconds(showings: Sequence[Showing], media_durations: Mapping[str, fl
 def _unexplained(showings: Sequence[Showing], media_durations: Mapping[str, float]) -> float:
     """Seconds by which the rows' durations and the media's differ, summed over playbacks."""
     differences = [
-        abs(media_durations[s.stim_file] - s.media_onset - s.duration)
-        for s in showings
-        if s.duration is not None
+        abs(media_durations[s.stim_file] - s.media_onset - s.duration) for s in showings if s.duration is not None
     ]
     return round(float(sum(differences)), 3)

@@ -92,6 +92,9 @@ def _names(plan: StudyPlan) -> Sequence[str]:
     names = ["dataset_description.json", "logs/CITATION.md"]
     for design in plan.designs:
         folder = f"sub-{design.participant}/func/sub-{design.participant}_task-{output_task(design)}"
-        names += [f"sub-{design.participant}.html", f"{folder}_space-{design.space}_desc-encoding_mask.nii.gz"]
+        names += [
+            f"sub-{design.participant}.html",
+            f"{folder}_space-{design.space}_desc-encoding_mask.nii.gz",
+        ]
         names += [f"{folder}_space-{design.space}_model-{key}_stat-*_statmap.nii.gz" for key in keys]
     return names

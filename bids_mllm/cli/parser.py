@@ -71,7 +71,15 @@ def add_discover_options(parser: _Parser) -> None:
     group = parser.add_argument_group("data")
     add = parser.add_option
     add(group, "--participant-label", nargs="+", metavar="LABEL", help="participants, with or without sub-")
-    add(group, "--session-label", "--session-id", nargs="+", metavar="LABEL", dest="session_label", help="sessions")
+    add(
+        group,
+        "--session-label",
+        "--session-id",
+        nargs="+",
+        metavar="LABEL",
+        dest="session_label",
+        help="sessions",
+    )
     add(group, "-t", "--task-id", nargs="+", metavar="LABEL", dest="task_id", help="tasks")
     add(group, "--run-id", nargs="+", metavar="N", help="runs; 1 and 01 are the same run")
     add(
@@ -81,7 +89,13 @@ def add_discover_options(parser: _Parser) -> None:
         metavar="FILE",
         help='JSON {query: {entity: value}} for the queries bold, mask and confounds; null = absent, "*" = any',
     )
-    add(group, "--bids-database-dir", type=Path, metavar="DIR", help="PyBIDS index, made when missing and reused")
+    add(
+        group,
+        "--bids-database-dir",
+        type=Path,
+        metavar="DIR",
+        help="PyBIDS index, made when missing and reused",
+    )
     add(
         group,
         "-d",
@@ -98,7 +112,13 @@ def add_align_options(parser: _Parser) -> None:
     """When what was shown."""
     group = parser.add_argument_group("stimuli and their clock")
     add = parser.add_option
-    add(group, "--stimuli-dir", type=Path, metavar="DIR", help="folder of the stimuli (default BIDS_DIR/stimuli)")
+    add(
+        group,
+        "--stimuli-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the stimuli (default BIDS_DIR/stimuli)",
+    )
     add(
         group,
         "--stimulus-map",
@@ -140,7 +160,14 @@ def add_features_options(parser: _Parser) -> None:
         "instruction (default generated media)",
     )
     add(group, "--max-new-tokens", type=int, metavar="N", help="generated tokens at most (default 8)")
-    add(group, "--layers", nargs="+", type=int, metavar="N", help="layers to fit, 0 = embedding (default: all)")
+    add(
+        group,
+        "--layers",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="layers to fit, 0 = embedding (default: all)",
+    )
     add(
         group,
         "--feature-table",
@@ -200,8 +227,24 @@ def add_workflow_options(parser: _Parser) -> None:
     """Resources and the way the workflow runs."""
     group = parser.add_argument_group("resources and workflow")
     add = parser.add_option
-    add(group, "-w", "--work-dir", type=Path, metavar="DIR", help="folder for intermediate results (default ./work)")
-    add(group, "--nprocs", "--nthreads", "--n-cpus", type=int, metavar="N", dest="nprocs", help="processes at most")
+    add(
+        group,
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder for intermediate results (default ./work)",
+    )
+    add(
+        group,
+        "--nprocs",
+        "--nthreads",
+        "--n-cpus",
+        type=int,
+        metavar="N",
+        dest="nprocs",
+        help="processes at most",
+    )
     add(group, "--omp-nthreads", type=int, metavar="N", help="threads of one process at most")
     add(group, "--mem", metavar="SIZE", help="memory at most, with suffix K, M, G or T (MB without)")
     add(group, "--device", metavar="{auto,cpu,cuda,cuda:N}", help="where models and fits run (default auto)")
@@ -215,20 +258,47 @@ def add_workflow_options(parser: _Parser) -> None:
         dest="use_plugin",
         help="YAML {plugin, plugin_args} for nipype",
     )
-    add(group, "--config-file", type=Path, metavar="FILE", help="TOML of a former run; the command line overrides it")
-    add(group, "--random-seed", type=int, metavar="N", help="seed of libraries that draw random numbers (default 0)")
+    add(
+        group,
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="TOML of a former run; the command line overrides it",
+    )
+    add(
+        group,
+        "--random-seed",
+        type=int,
+        metavar="N",
+        help="seed of libraries that draw random numbers (default 0)",
+    )
     add(group, "--stop-on-first-crash", action="store_true", help="end at the first node that fails")
     add(group, "--clean-workdir", action="store_true", help="remove the work folder after success")
     add(group, "--resource-monitor", action="store_true", help="record memory and processor use of every node")
-    add(group, "--sloppy", action="store_true", help="coarse low-level features: for trying out and tests only")
+    add(
+        group,
+        "--sloppy",
+        action="store_true",
+        help="coarse low-level features: for trying out and tests only",
+    )
 
 
 def add_output_options(parser: _Parser) -> None:
     """What to do in this call."""
     group = parser.add_argument_group("this call")
     add = parser.add_option
-    add(group, "--dry-run", action="store_true", help="print the table of runs and the estimates; write nothing")
-    add(group, "--reports-only", action="store_true", help="write the reports again from results that are there")
+    add(
+        group,
+        "--dry-run",
+        action="store_true",
+        help="print the table of runs and the estimates; write nothing",
+    )
+    add(
+        group,
+        "--reports-only",
+        action="store_true",
+        help="write the reports again from results that are there",
+    )
     add(group, "--boilerplate-only", action="store_true", help="write the methods text only")
     add(group, "--md-only-boilerplate", action="store_true", help="methods text as Markdown and BibTeX only")
     add(group, "--notrack", action="store_true", help="accepted for compatibility; nothing is ever tracked")
@@ -317,7 +387,7 @@ def _device(text: str) -> str:
 
 def _absolute(value: Any) -> Any:
     if isinstance(value, Path):
-        return Path(os.path.abspath(value.expanduser()))  # resolves "..", keeps links as the user wrote them
+        return Path(os.path.abspath(value.expanduser()))  # noqa: PTH100  links stay as the user wrote them
     if isinstance(value, dict):
         return {key: _absolute(item) for key, item in value.items()}
     return tuple(_absolute(item) for item in value) if isinstance(value, tuple) else value

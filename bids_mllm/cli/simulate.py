@@ -39,16 +39,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0 done, 1 a finding that does not hold, 2 usage, 70 unusable
-    films or results."""
+    films or results.
+    """
     options = build_parser().parse_args(argv)
     try:
         if options.compare is not None:
             return _compare(options.out, options.compare)
         from bids_mllm.simulate.dataset import simulate_dataset
 
-        simulate_dataset(
-            options.out, participants=options.participants, films=options.films, seed=options.seed
-        )
+        simulate_dataset(options.out, participants=options.participants, films=options.films, seed=options.seed)
     except BidsMllmError as error:
         sys.stderr.write(f"bids-mllm-simulate: {error}\n")
         return error.exit_status

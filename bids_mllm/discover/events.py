@@ -68,9 +68,7 @@ def _read_rows(path: Path) -> tuple[EventRow, ...]:
                 stim_file=row["stim_file"].strip(),
                 onset=_seconds(path, number, "onset", row["onset"]),
                 duration=_seconds_or_none(path, number, "duration", row["duration"]),
-                media_onset=_seconds_or_none(path, number, media_column, row[media_column])
-                if media_column
-                else None,
+                media_onset=_seconds_or_none(path, number, media_column, row[media_column]) if media_column else None,
             )
             for number, row in enumerate(reader, start=2)
             if row["stim_file"] and row["stim_file"].strip() not in ("", "n/a")

@@ -38,8 +38,7 @@ def find_fmriprep(bids_dir: Path, derivatives: Mapping[str, Path]) -> Path:
     if found:
         names = ", ".join(str(path) for path in found)
         raise UsageError(
-            f"More than one fMRIPrep derivative was found ({names}); choose one with --derivatives "
-            "fmriprep=PATH."
+            f"More than one fMRIPrep derivative was found ({names}); choose one with --derivatives fmriprep=PATH."
         )
     raise UsageError(
         f"No fMRIPrep derivative was found under {bids_dir / 'derivatives'}; name its folder with "
@@ -88,15 +87,12 @@ def choose_participants(fmriprep_dir: Path, labels: Sequence[str]) -> tuple[str,
     missing = [label for label in labels if label not in available]
     if missing:
         raise UsageError(
-            f"Participants not found in {fmriprep_dir}: {', '.join(missing)}; available are "
-            f"{', '.join(available)}."
+            f"Participants not found in {fmriprep_dir}: {', '.join(missing)}; available are {', '.join(available)}."
         )
     return tuple(labels) or available
 
 
-def index_derivative(
-    fmriprep_dir: Path, participants: Sequence[str], *, database_dir: Path | None = None
-) -> Any:
+def index_derivative(fmriprep_dir: Path, participants: Sequence[str], *, database_dir: Path | None = None) -> Any:
     """Return a PyBIDS layout of the functional files, without metadata.
 
     Without `database_dir` only the folders of `participants` are read; with it the whole derivative is
@@ -143,7 +139,6 @@ def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:
     unknown = sorted(set(content) - set(queries))
     if unknown:
         raise UsageError(
-            f"The BIDS filter file {path} has the queries {', '.join(unknown)}; known are "
-            f"{', '.join(queries)}."
+            f"The BIDS filter file {path} has the queries {', '.join(unknown)}; known are {', '.join(queries)}."
         )
     return content

@@ -67,9 +67,7 @@ class FolderIndex:
         entities are among `entities` with equal values (runs compared as integers). Within one folder
         files with fewer entities come first.
         """
-        wanted = normalise_entities(entities) | {
-            k: v for k, v in entities.items() if k in DERIVATIVE_ENTITIES
-        }
+        wanted = normalise_entities(entities) | {k: v for k, v in entities.items() if k in DERIVATIVE_ENTITIES}
         found: list[BidsName] = []
         for place in _ancestry(root, folder):
             fitting = [

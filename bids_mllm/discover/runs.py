@@ -150,9 +150,7 @@ class _Clocks:
         return {}
 
 
-def _make_run(
-    bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[BidsName], clocks: _Clocks
-) -> Run:
+def _make_run(bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[BidsName], clocks: _Clocks) -> Run:
     sidecar = clocks.sidecar(bold)
     present = bold.path.exists()
     mask = _same_grid(bold, masks)

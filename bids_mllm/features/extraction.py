@@ -38,9 +38,7 @@ def _batches(media: Iterable[ClipMedia], size: int) -> Iterator[list[ClipMedia]]
         yield batch
 
 
-def _check(
-    values: NDArray[np.float32], batch: list[ClipMedia], condition: Condition, model: str
-) -> None:
+def _check(values: NDArray[np.float32], batch: list[ClipMedia], condition: Condition, model: str) -> None:
     bad = np.argwhere(~np.isfinite(values))
     if bad.size:
         clip = batch[int(bad[0, 0])].clip

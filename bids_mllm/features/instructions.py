@@ -51,9 +51,7 @@ def _check_unique(instructions: Sequence[Instruction], origin: str) -> None:
     for instruction in instructions:
         for kind, value in (("key", instruction.key.lower()), ("text", instruction.text)):
             if (kind, value) in seen:
-                raise UsageError(
-                    f"Two instructions of {origin} have the same {kind} ({value!r}); each needs its own."
-                )
+                raise UsageError(f"Two instructions of {origin} have the same {kind} ({value!r}); each needs its own.")
             seen.add((kind, value))
 
 
@@ -86,9 +84,7 @@ def load_instructions(path: Path | None = None) -> tuple[Instruction, ...]:
     return instructions
 
 
-def choose_instructions(
-    instructions: Sequence[Instruction], keys: Sequence[str] | None
-) -> tuple[Instruction, ...]:
+def choose_instructions(instructions: Sequence[Instruction], keys: Sequence[str] | None) -> tuple[Instruction, ...]:
     """Return the instructions with the given keys, in the order of `keys` and each once.
 
     Case does not matter in a key; None chooses all. An unknown key raises a UsageError that lists the

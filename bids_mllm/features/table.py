@@ -152,7 +152,5 @@ def _cover_faults(table: FeatureTable, means: list[str], span: float, window: fl
             "is not defined; shorten the earlier row."
         )
     if reached[-1] < span - window - TOLERANCE:
-        faults.append(
-            f"{where} ends at second {reached[-1]:.3f}, but the windows need {span:.3f}; complete the table."
-        )
+        faults.append(f"{where} ends at second {reached[-1]:.3f}, but the windows need {span:.3f}; complete the table.")
     return faults

@@ -55,9 +55,7 @@ def cosine_basis(n_trs: int, *, repetition_time: float, high_pass: float) -> Flo
     return basis
 
 
-def high_pass_rows(
-    X: FloatArray, valid: BoolArray, *, repetition_time: float, high_pass: float
-) -> FloatArray:
+def high_pass_rows(X: FloatArray, valid: BoolArray, *, repetition_time: float, high_pass: float) -> FloatArray:
     """Remove the mean and the cosine drifts below `high_pass` from the valid rows of ONE run.
 
     The drifts are those of the run's full frame times, restricted to the valid rows, as

@@ -105,9 +105,7 @@ class _Target:
             written.append(path)
         return written
 
-    def write_tables(
-        self, scores: ModelScores, model: Mapping[str, Any], atlases: Sequence[Path]
-    ) -> list[Path]:
+    def write_tables(self, scores: ModelScores, model: Mapping[str, Any], atlases: Sequence[Path]) -> list[Path]:
         """Write one ROI table an atlas."""
         declared = outputs()["tables"]["scores"]
         written = []

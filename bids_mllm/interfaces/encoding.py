@@ -199,9 +199,7 @@ def score_model(
             )
         gram = linear_gram(X, device=device)
         for number, fold in enumerate(rows.folds):
-            fit = fit_ridge(
-                gram, Y, fold, alphas=alphas, device=device, max_block_bytes=max_block_bytes
-            )
+            fit = fit_ridge(gram, Y, fold, alphas=alphas, device=device, max_block_bytes=max_block_bytes)
             truth = Y[fold.test]
             board.add(
                 number,
@@ -213,6 +211,4 @@ def score_model(
                 alpha=fit.best_alphas,
                 at_edge=alpha_at_edge(fit.best_alphas, alphas),
             )
-    return board.result(
-        features.model, fold_names=tuple(fold.name for fold in rows.folds), warnings=tuple(warnings)
-    )
+    return board.result(features.model, fold_names=tuple(fold.name for fold in rows.folds), warnings=tuple(warnings))

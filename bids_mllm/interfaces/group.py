@@ -112,9 +112,7 @@ def _same_read_outs(results: Sequence[ModelResult], conditions: list[str], layer
             )
 
 
-def _write_means(
-    results: Sequence[ModelResult], name: MapName, desc: str, facts: dict[str, Any]
-) -> list[Path]:
+def _write_means(results: Sequence[ModelResult], name: MapName, desc: str, facts: dict[str, Any]) -> list[Path]:
     stacked, mask, affine = stack_maps(results, "r", desc)
     output_dir = results[0].output_dir
     written = []
@@ -126,9 +124,7 @@ def _write_means(
     return written
 
 
-def _write_training_score(
-    results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]
-) -> list[Path]:
+def _write_training_score(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
     """Write the mean training-internal score, by which voxels can be chosen without looking at held-out data."""
     stacked, mask, affine = stack_maps(results, "cvr2", "best")
     path = name.path(results[0].output_dir, model=results[0].model, stat="cvr2", desc="best")

@@ -62,9 +62,7 @@ def load_atlas(image_path: Path, mask: BoolArray, affine: Any) -> Atlas:
         )
     if labels.shape != mask.shape or not np.allclose(image.affine, affine, atol=1e-3):
         source = nib.Nifti1Image(labels.astype(np.int32), image.affine)
-        moved = resample_img(
-            source, affine, mask.shape, interpolation="nearest", force_resample=True, copy_header=True
-        )
+        moved = resample_img(source, affine, mask.shape, interpolation="nearest", force_resample=True, copy_header=True)
         labels = np.asarray(moved.dataobj)
     whole = np.rint(labels).astype(np.int64)
     present = sorted(set(np.unique(whole)) & set(names))

@@ -124,9 +124,7 @@ def prepare_runs(
         unusable = unusable_voxels(raw)
         raw[:, unusable] = 0.0
         confounds, names = load_confounds(run, strategy)
-        cleaned.append(
-            clean_run(raw, confounds, repetition_time=run.repetition_time, high_pass=high_pass)
-        )
+        cleaned.append(clean_run(raw, confounds, repetition_time=run.repetition_time, high_pass=high_pass))
         bad |= unusable
     if bad.all():
         raise InputDataError(

@@ -190,9 +190,7 @@ def _video_clips(
             return
 
 
-def _screen_times(
-    stimulus: Stimulus, chosen: ChosenStreams, needed: float
-) -> Iterator[tuple[float, float, Any]]:
+def _screen_times(stimulus: Stimulus, chosen: ChosenStreams, needed: float) -> Iterator[tuple[float, float, Any]]:
     """Yield (time, time of the next frame, frame); the last frame stays for ever."""
     if chosen.video is None:
         return
@@ -245,9 +243,7 @@ def _audio_clips(
         yield _sound(clips[k], chunks, firsts[k], sizes[k], rate)
 
 
-def _sound(
-    clip: Clip, chunks: deque[tuple[int, NDArray[np.float32]]], first: int, size: int, rate: int
-) -> ClipMedia:
+def _sound(clip: Clip, chunks: deque[tuple[int, NDArray[np.float32]]], first: int, size: int, rate: int) -> ClipMedia:
     audio = np.zeros(size, dtype=np.float32)
     for start, samples in chunks:
         begin, end = max(start, first), min(start + samples.size, first + size)
@@ -293,9 +289,7 @@ def _mono_frame(samples: NDArray[np.float32], rate: int) -> "AudioFrame":
     return frame
 
 
-def _mono(
-    stimulus: Stimulus, chosen: ChosenStreams, needed: float
-) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+def _mono(stimulus: Stimulus, chosen: ChosenStreams, needed: float) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
     """Yield (sample index on the stimulus clock, native rate, mono samples) without gaps or overlaps."""
     from av.audio.resampler import AudioResampler
 

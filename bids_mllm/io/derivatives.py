@@ -81,9 +81,7 @@ class MapName:
         return folder / f"{stem}_{suffix}{extension}"
 
 
-def write_map(
-    path: Path, values: FloatArray, mask: BoolArray, affine: Any, sidecar: Mapping[str, Any]
-) -> None:
+def write_map(path: Path, values: FloatArray, mask: BoolArray, affine: Any, sidecar: Mapping[str, Any]) -> None:
     """Write (n_voxels,) or (n_maps, n_voxels) values of the mask as NIfTI with its sidecar; NaN elsewhere."""
     import nibabel as nib
 
@@ -118,7 +116,8 @@ def sidecar_path(path: Path) -> Path:
 def write_table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str], sidecar: Mapping[str, Any]) -> None:
     """Write a TSV and the JSON that describes its columns."""
     write_tsv(path, rows, list(columns))
-    described = {name: {"Description": text} for name, text in columns.items()}
+    # A key that is also the name of an entity of the file would stop PyBIDS, which takes it for that entity.
+    described = {name: {"Description": text} for name, text in columns.items() if name != "model"}
     write_json(sidecar_path(path), {**sidecar, **described})
 
 
@@ -185,7 +184,8 @@ def _warn_of_other_version(path: Path, version: str) -> None:
 
 
 def _merge_descriptions(path: Path, descriptions: Mapping[str, str]) -> None:
-    known = {row["desc_id"].removeprefix("desc-"): row["description"] for row in read_tsv(path)} if path.is_file() else {}
+    known = (
+        {row["desc_id"].removeprefix("desc-"): row["description"] for row in read_tsv(path)} if path.is_file() else {}
+    )
     merged = known | dict(descriptions)
     write_tsv(path, [{"desc_id": f"desc-{key}", "description": merged[key]} for key in sorted(merged)])
-

@@ -30,9 +30,7 @@ class ModelResult:
 
     def path(self, stat: str, desc: str | None, *, extension: str = ".nii.gz", atlas: str | None = None) -> Path:
         """Return the path of one of its outputs."""
-        return self.name.path(
-            self.output_dir, model=self.model, stat=stat, desc=desc, extension=extension, atlas=atlas
-        )
+        return self.name.path(self.output_dir, model=self.model, stat=stat, desc=desc, extension=extension, atlas=atlas)
 
     def sidecar(self) -> dict[str, Any]:
         """Return the sidecar of its best map."""
@@ -74,9 +72,7 @@ def roi_tables(result: ModelResult) -> dict[str, list[dict[str, str]]]:
     return tables
 
 
-def stack_maps(
-    results: Sequence[ModelResult], stat: str, desc: str | None
-) -> tuple[FloatArray, BoolArray, Any]:
+def stack_maps(results: Sequence[ModelResult], stat: str, desc: str | None) -> tuple[FloatArray, BoolArray, Any]:
     """Return one map of several participants as (n_participants, [n_layers,] n_voxels) with mask and affine.
 
     The voxels are those where any participant has a value.

@@ -125,9 +125,7 @@ class FeatureStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def entry(
-        self, description: Mapping[str, Any], *, n_windows: int, n_layers: int, width: int
-    ) -> FeatureEntry:
+    def entry(self, description: Mapping[str, Any], *, n_windows: int, n_layers: int, width: int) -> FeatureEntry:
         """Return the entry of this description, made empty when it is new."""
         digest = hashlib.sha256(canonical_json(description).encode()).hexdigest()
         path = self.folder / digest[:2] / f"{digest}.zarr"
@@ -163,7 +161,7 @@ class FeatureStore:
 def _move_into_place(made: Path, path: Path) -> None:
     """Rename; another process that made the same entry first wins, since both are equal."""
     try:
-        os.rename(made, path)
+        made.rename(path)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY) or not (path / "zarr.json").is_file():
             raise

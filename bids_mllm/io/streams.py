@@ -46,9 +46,7 @@ def check_present(path: Path, stim_file: str) -> None:
         raise StimulusError(f"The stimulus {stim_file} ({path}) {state}; {fetch}.")
     with path.open("rb") as file:
         if file.read(64).startswith(b"/annex/objects/"):
-            raise StimulusError(
-                f"The stimulus {stim_file} ({path}) is a git-annex pointer without content; {fetch}."
-            )
+            raise StimulusError(f"The stimulus {stim_file} ({path}) is a git-annex pointer without content; {fetch}.")
 
 
 def open_media(path: Path, stim_file: str) -> "InputContainer":
@@ -82,18 +80,14 @@ def choose_streams(path: Path, stim_file: str) -> ChosenStreams:
             if len(firsts) == len(wanted):
                 break
     if not firsts:
-        raise StimulusError(
-            f"The stimulus {stim_file} ({path}) holds neither pictures nor sound that can be decoded."
-        )
+        raise StimulusError(f"The stimulus {stim_file} ({path}) holds neither pictures nor sound that can be decoded.")
     zero = min(frame_time(frame) for frame in firsts.values())
     width, height = 0, 0
     picture = firsts.get(-1 if video is None else video)
     if isinstance(picture, VideoFrame):
         turned = picture.rotation % 180 != 0
         width, height = (picture.height, picture.width) if turned else (picture.width, picture.height)
-    return ChosenStreams(
-        video if video in firsts else None, audio if audio in firsts else None, zero, width, height
-    )
+    return ChosenStreams(video if video in firsts else None, audio if audio in firsts else None, zero, width, height)
 
 
 def _best_streams(container: "InputContainer") -> tuple[int | None, int | None]:
@@ -158,19 +152,18 @@ def stream_ends(container: "InputContainer", chosen: ChosenStreams, stim_file: s
 
 def _check_gaps(times: list[NDArray[np.float64]], stim_file: str) -> None:
     """Raise where both streams pause at once: a picture may stand still and a sound may rest, but a file in which
-    both lack packets for so long has lost a part."""
+    both lack packets for so long has lost a part.
+    """
     if len(times) < 2 or any(stamps.size < 2 for stamps in times):
         return
-    pauses = [
-        [(begin, end) for begin, end in pairwise(stamps) if end - begin > MISSING_TOLERANCE] for stamps in times
-    ]
+    pauses = [[(begin, end) for begin, end in pairwise(stamps) if end - begin > MISSING_TOLERANCE] for stamps in times]
     for begin, end in pauses[0]:
         for other_begin, other_end in pauses[1]:
             first, last = max(begin, other_begin), min(end, other_end)
             if last - first > MISSING_TOLERANCE / 2:
                 raise StimulusError(
-                    f"The stimulus {stim_file} holds neither picture nor sound from {first:.2f} to {last:.2f} s; a part "
-                    "of the file is damaged: fetch it again."
+                    f"The stimulus {stim_file} holds neither picture nor sound from {first:.2f} to {last:.2f} s; a "
+                    "part of the file is damaged: fetch it again."
                 )
 
 

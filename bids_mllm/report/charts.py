@@ -146,9 +146,7 @@ def layer_heat_map(
         )  # fmt: skip
         if np.isfinite(mean_r).any():
             row, column = np.unravel_index(int(np.nanargmax(mean_r)), mean_r.shape)
-            axes.plot(
-                column, row, marker="o", markersize=7, markerfacecolor="none", markeredgecolor="#D55E00"
-            )
+            axes.plot(column, row, marker="o", markersize=7, markerfacecolor="none", markeredgecolor="#D55E00")
         shown = _thinned(range(len(layers)), 15)
         axes.set_xticks(shown, [str(layers[i]) for i in shown])
         axes.set_yticks(np.arange(len(conditions)), [_plain(name) for name in conditions])

@@ -9,9 +9,7 @@ from markdown_it import MarkdownIt
 
 _CITATION = re.compile(r"(?<!\\)\[@([^\]\s;]+(?:;\s*@[^\]\s;]+)*)\]")
 _MARKED = r"(?:[^*\\]|\\.)+"
-_INLINE = re.compile(
-    rf"{_CITATION.pattern}|`([^`]+)`|(?<!\\)\*\*({_MARKED})\*\*|(?<![\\*])\*({_MARKED})\*(?!\*)"
-)
+_INLINE = re.compile(rf"{_CITATION.pattern}|`([^`]+)`|(?<!\\)\*\*({_MARKED})\*\*|(?<![\\*])\*({_MARKED})\*(?!\*)")
 _ENTRY = re.compile(r"@(\w+)\{([^,\s]+),(.*?)\n\}", re.DOTALL)
 _FIELD = re.compile(r"^\s*(\w+)\s*=\s*\{(.*)\},?\s*$", re.MULTILINE)
 _ACCENTS = {
@@ -55,9 +53,7 @@ class Reference:
     def long(self) -> str:
         """Authors, year, title and place, as in a list of references."""
         authors = self.fields.get("author", "").replace(" and others", " et al.").replace(" and ", "; ")
-        place = " ".join(
-            self.fields[name] for name in ("journal", "booktitle", "howpublished") if name in self.fields
-        )
+        place = " ".join(self.fields[name] for name in ("journal", "booktitle", "howpublished") if name in self.fields)
         volume = self.fields.get("volume", "")
         number = f"({self.fields['number']})" if "number" in self.fields else ""
         pages = self.fields.get("pages", "").replace("--", "\N{EN DASH}")
@@ -114,9 +110,7 @@ def markdown_html(markdown: str, bibliography: str, *, heading_shift: int = 0) -
     by_key = {reference.key: reference for reference in references}
     cited = _CITATION.sub(lambda m: f"({'; '.join(by_key[key].short for key in _keys_of(m))})", markdown)
     body = MarkdownIt("commonmark", {"html": False}).render(cited)
-    body = re.sub(
-        r"(</?h)([1-6])>", lambda m: f"{m.group(1)}{min(6, int(m.group(2)) + heading_shift)}>", body
-    )
+    body = re.sub(r"(</?h)([1-6])>", lambda m: f"{m.group(1)}{min(6, int(m.group(2)) + heading_shift)}>", body)
     if not references:
         return body
     level = min(6, 2 + heading_shift)

@@ -86,9 +86,7 @@ def _draw_run(axes: Axes, row: int, run: Run, windows: TRWindows) -> None:
         )  # fmt: skip
     for position, showing in enumerate(run.showings):
         left, right = showing_extent(showing, windows, position)
-        axes.barh(
-            row + 0.18, right - left, left=left, height=0.26, color=FILM, edgecolor="white", linewidth=0.6
-        )
+        axes.barh(row + 0.18, right - left, left=left, height=0.26, color=FILM, edgecolor="white", linewidth=0.6)
 
 
 def showing_extent(showing: Showing, windows: TRWindows, position: int) -> tuple[float, float]:
@@ -157,9 +155,7 @@ def _draw_fold(axes: Axes, row: int, roles: IntArray) -> None:
     for role, (_name, colour, hatch) in enumerate(_ROLES):
         pieces = [(start, length) for value, start, length in constant_stretches(roles) if value == role]
         if pieces:
-            axes.broken_barh(
-                pieces, (row - 0.38, 0.76), facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0
-            )
+            axes.broken_barh(pieces, (row - 0.38, 0.76), facecolor=colour, hatch=hatch, edgecolor="white", linewidth=0)
 
 
 def _label_runs(axes: Axes, run_of_row: IntArray, run_labels: Sequence[str]) -> None:

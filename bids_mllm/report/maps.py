@@ -186,9 +186,7 @@ def _checked_indices(image: SpatialImage, n_names: int) -> tuple[FloatArray, NDA
     return values, shown
 
 
-def cut_coordinates(
-    shown: NDArray[np.bool_], affine: NDArray[Any], *, n_cuts: int = N_CUTS
-) -> dict[str, list[float]]:
+def cut_coordinates(shown: NDArray[np.bool_], affine: NDArray[Any], *, n_cuts: int = N_CUTS) -> dict[str, list[float]]:
     """Return evenly spaced cuts through what is shown.
 
     Parameters
@@ -207,10 +205,7 @@ def cut_coordinates(
     world = voxels @ affine[:3, :3].T + affine[:3, 3]
     low, high = world.min(axis=0), world.max(axis=0)
     margin = 0.1 * (high - low)
-    return {
-        axis: np.linspace(low[i] + margin[i], high[i] - margin[i], n_cuts).tolist()
-        for i, axis in enumerate("xyz")
-    }
+    return {axis: np.linspace(low[i] + margin[i], high[i] - margin[i], n_cuts).tolist() for i, axis in enumerate("xyz")}
 
 
 def _mosaic(

@@ -29,8 +29,7 @@ _POSITION_WORDS = {
     "end": "ended with the TR of the volume, so that no later frame entered",
     "center": "had its middle at the middle of the TR of the volume, so that a window longer than the TR "
     "holds frames shown after it",
-    "start": "started with the TR of the volume, so that a window longer than the TR holds frames shown "
-    "after it",
+    "start": "started with the TR of the volume, so that a window longer than the TR holds frames shown after it",
 }
 _SCORE_WORDS = {
     "r": "Pearson's correlation *r* between measured and predicted responses",

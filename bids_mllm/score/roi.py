@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_mllm.records import Atlas, BoolArray, Condition, FloatArray, IntArray, ModelScores
+from bids_mllm.records import Atlas, BoolArray, Condition, FloatArray, ModelScores
 from bids_mllm.score.selection import at_choice
 from bids_mllm.validation import check_same_samples
 

@@ -1,7 +1,6 @@
 """Collect the scores of feature spaces as they come, and choose among them by training scores alone."""
 
 from collections.abc import Sequence
-
 from typing import Any
 
 import numpy as np
@@ -40,15 +39,11 @@ class ScoreBoard:
     each condition; it does not grow with folds times feature spaces.
     """
 
-    def __init__(
-        self, conditions: Sequence[Condition], layers: Sequence[int], n_voxels: int, n_folds: int
-    ) -> None:
+    def __init__(self, conditions: Sequence[Condition], layers: Sequence[int], n_voxels: int, n_folds: int) -> None:
         self.conditions = tuple(conditions)
         self.layers = tuple(layers)
         shape = (len(self.conditions), len(self.layers), n_voxels)
-        self._r, self._r2, self._cv_r2, self._log_alpha = (
-            np.zeros(shape, dtype=np.float32) for _ in range(4)
-        )
+        self._r, self._r2, self._cv_r2, self._log_alpha = (np.zeros(shape, dtype=np.float32) for _ in range(4))
         self._edge: BoolArray = np.zeros(shape, dtype=bool)
         self._seen: BoolArray = np.zeros((n_folds, *shape[:2]), dtype=bool)
         self._best = [RunningBest(n_voxels) for _ in range(n_folds)]
@@ -90,15 +85,12 @@ class ScoreBoard:
             raise ValueError(f"There are {len(fold_names)} fold names for {n_folds} folds.")
         if not self._seen.all():
             raise ValueError(
-                f"{np.count_nonzero(~self._seen)} of {self._seen.size} scores (fold, condition, layer) are "
-                "missing."
+                f"{np.count_nonzero(~self._seen)} of {self._seen.size} scores (fold, condition, layer) are missing."
             )
         cv_r2: FloatArray = self._cv_r2 / np.float32(n_folds)
         best_condition, best_layer = _argbest(cv_r2)
         by_condition = [_argbest(one[None])[1] for one in cv_r2]
-        condition_best_r = [
-            _mean_of([best.r for best in folds]) for folds in zip(*self._condition_best, strict=True)
-        ]
+        condition_best_r = [_mean_of([best.r for best in folds]) for folds in zip(*self._condition_best, strict=True)]
         return ModelScores(
             model=model,
             conditions=self.conditions,

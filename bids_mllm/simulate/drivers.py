@@ -46,9 +46,7 @@ def count_windows(stimulus: Stimulus, repetition_time: float) -> int:
     return int((common_duration(stimulus) + END_TOLERANCE) / repetition_time)
 
 
-def make_drivers(
-    model_folder: Path, stimuli: Sequence[Stimulus], repetition_time: float
-) -> tuple[Driver, ...]:
+def make_drivers(model_folder: Path, stimuli: Sequence[Stimulus], repetition_time: float) -> tuple[Driver, ...]:
     """Return the drivers that all stimuli can serve, with the settings of a quick trial run.
 
     Parameters

@@ -24,9 +24,7 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
     table.to_csv(path, sep="\t", index=False, na_rep="n/a", float_format="%.9g", lineterminator="\n")
 
 
-def write_image(
-    path: Path, values: NDArray[Any], affine: FloatArray, *, repetition_time: float | None = None
-) -> None:
+def write_image(path: Path, values: NDArray[Any], affine: FloatArray, *, repetition_time: float | None = None) -> None:
     """Write a compressed NIfTI image in MNI space; a series (nx, ny, nz, n_volumes) carries its TR in s."""
     import nibabel
 

@@ -92,9 +92,7 @@ def _patch(n_frames: int, rng: np.random.Generator) -> NDArray[np.float32]:
     row = np.float32(rng.uniform(0, HEIGHT)) + np.float32(rng.normal(0, 6)) * seconds
     column = np.float32(rng.uniform(0, WIDTH)) + np.float32(rng.normal(0, 9)) * seconds
     width = np.float32(rng.uniform(6, 30))
-    window = np.exp(-((rows - row) ** 2) / (2 * width**2)) * np.exp(
-        -((columns - column) ** 2) / (2 * width**2)
-    )
+    window = np.exp(-((rows - row) ** 2) / (2 * width**2)) * np.exp(-((columns - column) ** 2) / (2 * width**2))
     strength = np.abs(_slow_noise(n_frames, FRAME_RATE, rng)).astype(np.float32)[:, None, None]
     patch: NDArray[np.float32] = grating * (window * np.minimum(strength, 1.5))
     return patch

@@ -42,9 +42,7 @@ def write_raw(
     )
     (root / "README.md").write_text(README, encoding="utf-8")
     (root / ".bidsignore").write_text("models\n", encoding="utf-8")
-    write_table(
-        root / "participants.tsv", pd.DataFrame({"participant_id": [f"sub-{p}" for p in participants]})
-    )
+    write_table(root / "participants.tsv", pd.DataFrame({"participant_id": [f"sub-{p}" for p in participants]}))
     for task, stimulus in stimuli.items():
         seconds = max(d for d in (stimulus.video_duration, stimulus.audio_duration) if d is not None)
         row = {"onset": [0], "duration": [round(seconds, 3)], "stim_file": [stimulus.stim_file]}
@@ -109,9 +107,7 @@ def write_derivative_run(
     name = viewing.name(participant, padded=False)
     stem = folder / f"{name}_space-{SPACE}"
     series = brain.volume(bold.T.astype(np.float32))
-    write_image(
-        Path(f"{stem}_desc-preproc_bold.nii.gz"), series, brain.affine, repetition_time=repetition_time
-    )
+    write_image(Path(f"{stem}_desc-preproc_bold.nii.gz"), series, brain.affine, repetition_time=repetition_time)
     write_json(
         Path(f"{stem}_desc-preproc_bold.json"),
         {

@@ -68,9 +68,7 @@ def list_films(films: Path) -> list[Path]:
     """Return the media files directly in a folder, by name."""
     if not films.is_dir():
         raise UsageError(f"--films {films} is not a folder; give a folder that holds films or sounds.")
-    found = sorted(
-        p for p in films.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES + AUDIO_SUFFIXES and not p.is_dir()
-    )
+    found = sorted(p for p in films.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES + AUDIO_SUFFIXES and not p.is_dir())
     if not found:
         raise UsageError(
             f"The folder {films} holds no media file; its films must end in one of "

@@ -55,9 +55,7 @@ def _standardised(values: FloatArray) -> FloatArray:
     return scaled
 
 
-def write_voxels(
-    path: Path, brain: Brain, drivers: NDArray[np.str_], noise: VoxelNoise, ceiling: FloatArray
-) -> None:
+def write_voxels(path: Path, brain: Brain, drivers: NDArray[np.str_], noise: VoxelNoise, ceiling: FloatArray) -> None:
     """Write one row a voxel: indices, mm, region, driver, measured ceiling, AR coefficient and SNR.
 
     The SNR is the standard deviation of the response over that of the autocorrelated noise.
@@ -75,9 +73,7 @@ def write_voxels(
 
 def write_atlas(folder: Path, brain: Brain) -> None:
     """Write the regions as a label image and the table of its names."""
-    write_image(
-        folder / "atlas-planted_dseg.nii.gz", brain.volume(brain.labels.astype(np.int16)), brain.affine
-    )
+    write_image(folder / "atlas-planted_dseg.nii.gz", brain.volume(brain.labels.astype(np.int16)), brain.affine)
     table = pd.DataFrame({"index": range(1, len(REGIONS) + 1), "name": [region.name for region in REGIONS]})
     write_table(folder / "atlas-planted_dseg.tsv", table)
 

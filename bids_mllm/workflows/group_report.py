@@ -26,9 +26,7 @@ from bids_mllm.workflows.run import Failure
 SCORE_COLUMNS = ("r", "r2", "cv_r2")
 
 
-def write_group_report(
-    settings: Settings, results: Sequence[ModelResult], *, failures: tuple[Failure, ...]
-) -> Path:
+def write_group_report(settings: Settings, results: Sequence[ModelResult], *, failures: tuple[Failure, ...]) -> Path:
     """Write ``group.html`` from the group maps and tables; returns its path."""
     of_group = group_models(results)
     pictures = [
@@ -78,7 +76,9 @@ def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
     warnings = []
     versions = {str(result.sidecar()["AppVersion"]) for result in results}
     if len(versions) > 1:
-        warnings.append(f"The participants' results come from several versions of the app: {', '.join(sorted(versions))}.")
+        warnings.append(
+            f"The participants' results come from several versions of the app: {', '.join(sorted(versions))}."
+        )
     if any(result.sidecar()["Sloppy"] for result in results):
         warnings.append("Made with --sloppy: the low-level features are coarse; use for trying out only.")
     models = {result.model for result in results}
@@ -162,7 +162,13 @@ def _roi_block(best: Sequence[Mapping[str, Any]], atlas: str) -> tuple[Picture, 
     mean_r = np.array([[values[model, roi]["r"] for roi in rois] for model in models])
     alt = f"Mean over participants of the held-out r of each ROI of {atlas}, one bar a model; numbers are in the table."
     rows = tuple(
-        (roi, model, values[model, roi]["r"], values[model, roi]["r_sem"], values[model, roi]["n_participants"])
+        (
+            roi,
+            model,
+            values[model, roi]["r"],
+            values[model, roi]["r_sem"],
+            values[model, roi]["n_participants"],
+        )
         for roi in rois
         for model in models
     )
@@ -188,7 +194,14 @@ def _comparisons(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[Tab
                 )
                 for row in rows
             )
-            columns = ("Participant", "Model A", "Model B", "Mean r of A less B", "Share of voxels A higher", "Voxels")
+            columns = (
+                "Participant",
+                "Model A",
+                "Model B",
+                "Mean r of A less B",
+                "Share of voxels A higher",
+                "Voxels",
+            )
             caption = f"Model against model per participant ({name.space}); descriptive, without a test."
             tables.append(Table(caption, columns, cells))
     return tuple(tables)

@@ -70,7 +70,11 @@ def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: st
         positions = np.where(np.isfinite(layers), np.searchsorted(sidecar["Layers"], np.nan_to_num(layers)), np.nan)
         pictures.append(
             Picture(
-                layer_map(_image(_only_predicted(positions, volume), affine), sidecar["Layers"], background=background),
+                layer_map(
+                    _image(_only_predicted(positions, volume), affine),
+                    sidecar["Layers"],
+                    background=background,
+                ),
                 f"Slices coloured by the layer of {result.model} with the highest training-internal score.",
                 "Best layer, chosen inside training, where held-out r is above 0.",
             )

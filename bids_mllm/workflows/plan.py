@@ -69,9 +69,7 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         With one sentence when something asked for is not there or does not fit together.
     """
     models = _models(settings)
-    instructions = choose_instructions(
-        load_instructions(settings.instructions_file), settings.instructions or None
-    )
+    instructions = choose_instructions(load_instructions(settings.instructions_file), settings.instructions or None)
     if not settings.skip_bids_validation:
         check_raw_dataset(settings.bids_dir)
     fmriprep_dir = find_fmriprep(settings.bids_dir, settings.derivatives)
@@ -92,7 +90,17 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         for design in designs:
             make_rows(design, delays=settings.delays, n_folds=settings.n_folds)
     return StudyPlan(
-        settings, fmriprep_dir, participants, runs, designs, dropped, models, instructions, stimuli, spans, digests
+        settings,
+        fmriprep_dir,
+        participants,
+        runs,
+        designs,
+        dropped,
+        models,
+        instructions,
+        stimuli,
+        spans,
+        digests,
     )
 
 
@@ -209,9 +217,7 @@ def _spans(
     return spans
 
 
-def _check_spans(
-    runs: Sequence[Run], spans: Mapping[str, float]
-) -> tuple[tuple[Run, ...], tuple[DroppedRun, ...]]:
+def _check_spans(runs: Sequence[Run], spans: Mapping[str, float]) -> tuple[tuple[Run, ...], tuple[DroppedRun, ...]]:
     """Set apart runs of which nothing is known about how long their stimulus lasts."""
     kept, dropped = [], []
     for run in runs:
@@ -224,9 +230,7 @@ def _check_spans(
     return tuple(kept), tuple(dropped)
 
 
-def _check_tables(
-    settings: Settings, runs: Sequence[Run], spans: Mapping[str, float]
-) -> dict[tuple[str, str], str]:
+def _check_tables(settings: Settings, runs: Sequence[Run], spans: Mapping[str, float]) -> dict[tuple[str, str], str]:
     """Check every feature table before anything runs; return its digest by (table, stimulus)."""
     digests = {}
     windows = [run.repetition_time if settings.window is None else settings.window for run in runs]
@@ -253,9 +257,7 @@ def _designs(
         grouped[run.participant, run.space].append(run)
     designs = []
     for (participant, space), own in grouped.items():
-        windows = tuple(
-            align_run(run, spans, window=settings.window, position=settings.window_position) for run in own
-        )
+        windows = tuple(align_run(run, spans, window=settings.window, position=settings.window_position) for run in own)
         designs.append(
             ParticipantDesign(
                 participant=participant,

@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import os
 import traceback
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +40,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=self.processors,
             initializer=_initialise_worker,
-            initargs=(os.getcwd(), self._verbose),
+            initargs=(str(Path.cwd()), self._verbose),
             mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
         )
 

@@ -165,9 +165,11 @@ def write_participant_report(
         dropped=design.dropped,
         models=cards,
         cross_validation=CrossValidation(
-            rows.folds, list(rows.run_of_row), tuple(run.label for run in design.runs),
+            rows.folds,
+            list(rows.run_of_row),
+            tuple(run.label for run in design.runs),
             f"{cv_words(design, plan.settings.n_folds).capitalize()}.",
-        ),  # fmt: skip
+        ),
         scores=(score_table(results),) if results else (),
         maps=best_maps(results, background),
         roi_pictures=pictures,
@@ -196,13 +198,15 @@ def now() -> str:
 
 def settings_cells(settings: Settings) -> dict[str, str]:
     """Return the settings as text, those that are set."""
-    lines = [line.split(" = ", 1) for line in settings_to_toml(settings).splitlines() if " = " in line]
-    return {name: value for name, value in lines}
+    cells = {}
+    for line in settings_to_toml(settings).splitlines():
+        name, equals, value = line.partition(" = ")
+        if equals:
+            cells[name] = value
+    return cells
 
 
-def _summary(
-    plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult]
-) -> dict[str, Any]:
+def _summary(plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult]) -> dict[str, Any]:
     volumes = sum(run.n_volumes for run in design.runs)
     used = sum(int(windows.valid.sum()) for windows in design.windows)
     summary: dict[str, Any] = {
@@ -218,9 +222,7 @@ def _summary(
     return summary
 
 
-def participant_warnings(
-    plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult]
-) -> tuple[str, ...]:
+def participant_warnings(plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult]) -> tuple[str, ...]:
     """Return what a reader should know before looking at results."""
     warnings = []
     if design.dropped:
@@ -260,4 +262,3 @@ def _edge_warning(result: ModelResult, sidecar: Mapping[str, Any]) -> list[str]:
 
 def _last_axis(volume: Any) -> Any:
     return volume if volume.ndim == 4 else volume[..., None]
-

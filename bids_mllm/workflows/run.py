@@ -117,14 +117,10 @@ def _is_ours(kind: str) -> bool:
 def failures_of(failures: tuple[Failure, ...], participant: str) -> tuple[Failure, ...]:
     """Return the failures that concern a participant: its own nodes and the features that all share."""
     return tuple(
-        failure
-        for failure in failures
-        if _concerns(failure.node, f"sub_{participant}") or "_sub_" not in failure.node
+        failure for failure in failures if _concerns(failure.node, f"sub_{participant}") or "_sub_" not in failure.node
     )
 
 
 def describe(failures: tuple[Failure, ...]) -> list[str]:
     """Return one line a failure."""
     return [f"{failure.node}: {failure.sentence} (crash file: {failure.crash_file})" for failure in failures]
-
-

@@ -90,8 +90,6 @@ def test_a_media_of_unknown_duration_is_ambiguous():
 
 
 def test_several_files_in_one_run_keep_their_order_and_rules():
-    made, rule = showings(
-        Row("b.wav", 0.0, 10.0), Row("a.wav", 20.0, 50.0), Row("b.wav", 80.0, 10.0), a=50.0, b=10.0
-    )
+    made, rule = showings(Row("b.wav", 0.0, 10.0), Row("a.wav", 20.0, 50.0), Row("b.wav", 80.0, 10.0), a=50.0, b=10.0)
     assert [(s.stim_file, s.run_onset) for s in made] == [("b.wav", 0.0), ("a.wav", 20.0), ("b.wav", 80.0)]
     assert rule == "one row and separate showings"

@@ -13,9 +13,7 @@ MS = 1e-3
 
 
 def run_of(*showings: Showing, n_volumes: int = 6, tr: float = TR, start: float = 0.0) -> Run:
-    return Run(
-        "01", None, "t", None, "T1w", None, None, None, tr, start, n_volumes, None, showings, "one row"
-    )
+    return Run("01", None, "t", None, "T1w", None, None, None, tr, start, n_volumes, None, showings, "one row")
 
 
 def align(*showings: Showing, film: float = 100.0, window=None, position="end", **run) -> TRWindows:
@@ -35,26 +33,19 @@ def check(windows: TRWindows) -> None:
     for number, grid in enumerate(windows.grids):
         mine = windows.showing == number
         assert (windows.index[mine] < grid.n_windows).all()
-        np.testing.assert_allclose(
-            windows.start[mine], grid.starts[windows.index[mine]], rtol=0, atol=1.001e-6
-        )
+        np.testing.assert_allclose(windows.start[mine], grid.starts[windows.index[mine]], rtol=0, atol=1.001e-6)
         np.testing.assert_allclose(windows.end[mine], grid.ends[windows.index[mine]], rtol=0, atol=1.001e-6)
     assert (np.isnan(windows.start) == ~windows.valid).all()
     assert ((windows.showing < 0) == ~windows.valid).all()
 
 
 def test_times_of_volumes():
-    np.testing.assert_array_equal(
-        volume_times(3, repetition_time=1.49, start_time=0.745), [0.745, 2.235, 3.725]
-    )
+    np.testing.assert_array_equal(volume_times(3, repetition_time=1.49, start_time=0.745), [0.745, 2.235, 3.725])
 
 
 def test_positions_of_a_window_longer_than_the_tr():
     times = np.array([0.0, 2.0])
-    at = {
-        p: window_starts(times, repetition_time=2.0, window=5.0, position=p)
-        for p in ("end", "center", "start")
-    }
+    at = {p: window_starts(times, repetition_time=2.0, window=5.0, position=p) for p in ("end", "center", "start")}
     np.testing.assert_array_equal(at["end"], [-3.0, -1.0])
     np.testing.assert_array_equal(at["center"], [-1.5, 0.5])
     np.testing.assert_array_equal(at["start"], [0.0, 2.0])
@@ -241,9 +232,7 @@ def test_every_valid_window_equals_its_row_and_lies_inside(
     tr, start, onset, media_onset, duration, film, window, position, n_volumes
 ):
     showing = Showing("a", onset, media_onset, duration)
-    windows = align(
-        showing, film=film, window=window, position=position, tr=tr, start=start, n_volumes=n_volumes
-    )
+    windows = align(showing, film=film, window=window, position=position, tr=tr, start=start, n_volumes=n_volumes)
     check(windows)
     length = tr if window is None else window
     last = film if duration is None else min(film, media_onset + duration)

@@ -299,7 +299,5 @@ def test_importing_the_command_line_loads_nothing_heavy():
         "import sys, bids_mllm, bids_mllm.cli.run, bids_mllm.cli.parser as p; p.build_parser().format_help();"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -96,17 +96,13 @@ def test_acquisition_and_direction_must_agree(tmp_path):
 
 
 def test_a_bold_without_session_and_task_events_at_the_root(tmp_path):
-    assert events_of(tmp_path, "task-a_events.tsv", bold="sub-9_task-a_space-T1w_bold.nii") == Path(
-        "task-a_events.tsv"
-    )
+    assert events_of(tmp_path, "task-a_events.tsv", bold="sub-9_task-a_space-T1w_bold.nii") == Path("task-a_events.tsv")
 
 
 def test_undecodable_json_counts_as_empty(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\x80\x04\x95binary pickle")
     (tmp_path / "b.json").write_text("[1]")
-    assert (
-        read_json(tmp_path / "a.json") == read_json(tmp_path / "b.json") == read_json(tmp_path / "none") == {}
-    )
+    assert read_json(tmp_path / "a.json") == read_json(tmp_path / "b.json") == read_json(tmp_path / "none") == {}
 
 
 def write_events(tmp_path: Path, text: str) -> Path:
@@ -128,16 +124,12 @@ def test_rows_without_a_stimulus_are_passed_over_and_order_is_by_onset(tmp_path)
 
 
 def test_negative_onsets_are_legal(tmp_path):
-    assert (
-        read_events(write_events(tmp_path, "onset\tduration\tstim_file\n-4.5\t10\ta.mkv\n"))[0].onset == -4.5
-    )
+    assert read_events(write_events(tmp_path, "onset\tduration\tstim_file\n-4.5\t10\ta.mkv\n"))[0].onset == -4.5
 
 
 @pytest.mark.parametrize("column", ["stim_onset", "media_onset"])
 def test_a_column_says_where_in_the_media_a_row_starts(tmp_path, column):
-    path = write_events(
-        tmp_path, f"onset\tduration\tstim_file\t{column}\n5\t10\ta.mkv\t60.25\n20\t5\ta.mkv\tn/a\n"
-    )
+    path = write_events(tmp_path, f"onset\tduration\tstim_file\t{column}\n5\t10\ta.mkv\t60.25\n20\t5\ta.mkv\tn/a\n")
     assert [row.media_onset for row in read_events(path)] == [60.25, None]
 
 
@@ -161,9 +153,7 @@ def test_missing_columns_are_named(tmp_path):
         read_events(write_events(tmp_path, "onset\ttrial_type\n0\tx\n"))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda p: p.write_bytes(b"\xff\xfe\x00onset"), lambda p: p.symlink_to("gone.tsv")]
-)
+@pytest.mark.parametrize("make", [lambda p: p.write_bytes(b"\xff\xfe\x00onset"), lambda p: p.symlink_to("gone.tsv")])
 def test_events_that_cannot_be_read_are_one_sentence(tmp_path, make):
     path = tmp_path / "task-a_events.tsv"
     make(path)

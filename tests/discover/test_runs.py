@@ -29,9 +29,7 @@ def movie10(study: Study) -> Study:
         for ses, task, run in (("001", "bourne01", None), ("002", "life01", "1"), ("003", "life01", "2")):
             study.add(sub, ses, task, run, n_volumes=4)
             padded = run and f"0{run}"
-            write_bold(
-                study.func(study.raw, sub, ses) / f"{study.stem(sub, ses, task, padded)}_bold.nii.gz", 4
-            )
+            write_bold(study.func(study.raw, sub, ses) / f"{study.stem(sub, ses, task, padded)}_bold.nii.gz", 4)
         (study.prep / f"sub-{sub}" / "ses-004" / "func").mkdir(parents=True)
         folder = study.func(study.prep, sub, "001")
         stem = study.stem(sub, "001", "bourne01")
@@ -111,8 +109,7 @@ def test_nothing_matches_where_names_have_no_session_task_or_space(study, find):
 
 def test_a_dangling_bold_is_listed_and_dropped_with_the_way_to_fetch_it(movie10, find):
     dangle(
-        movie10.func(movie10.prep, "01", "002")
-        / f"sub-01_ses-002_task-life01_run-1_{SPACE}_desc-preproc_bold.nii.gz"
+        movie10.func(movie10.prep, "01", "002") / f"sub-01_ses-002_task-life01_run-1_{SPACE}_desc-preproc_bold.nii.gz"
     )
     runs = [replace(run, showings=(Showing("a.mkv", 0.0),)) for run in find(participants=("01",))]
     assert [run.bold is None for run in runs] == [False, True, False]

@@ -15,9 +15,7 @@ def design_of(*runs: tuple[str | list[Showing], int], window=None, test_runs=Non
     made = []
     for number, (shown, n_volumes) in enumerate(runs):
         showings = (Showing(shown, 0.0),) if isinstance(shown, str) else tuple(shown)
-        made.append(
-            Run("01", None, f"t{number}", None, "T1w", None, None, None, TR, start, n_volumes, None, showings)
-        )
+        made.append(Run("01", None, f"t{number}", None, "T1w", None, None, None, TR, start, n_volumes, None, showings))
     films = {showing.stim_file: film for run in made for showing in run.showings}
     windows = tuple(align_run(run, films, window=window) for run in made)
     return ParticipantDesign("01", "T1w", tuple(made), windows, (), test_runs)
@@ -86,9 +84,7 @@ def test_each_showing_reads_its_own_features():
     np.testing.assert_allclose(first, (expected - expected.mean()) / expected.std())
 
 
-@pytest.mark.parametrize(
-    ("delays", "window", "purged"), [((1, 2, 3), None, 3), ((1,), 8.0, 4), ((2, 5), 7.0, 5)]
-)
+@pytest.mark.parametrize(("delays", "window", "purged"), [((1, 2, 3), None, 3), ((1,), 8.0, 4), ((2, 5), 7.0, 5)])
 def test_exactly_max_of_delay_and_window_is_purged_on_both_sides_of_a_single_run(delays, window, purged):
     n_volumes, n_folds = 200, 4
     rows = make_rows(design_of(("a", n_volumes), window=window), delays=delays, n_folds=n_folds)

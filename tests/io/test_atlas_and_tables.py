@@ -54,9 +54,7 @@ def test_labels_of_the_mask_and_sizes_of_the_whole(tmp_path):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.int32])
 def test_types_of_label_images_and_a_fourth_axis_of_one(tmp_path, dtype):
-    atlas = load_atlas(
-        labelled(tmp_path, halves().astype(dtype)[..., None]), np.ones(SHAPE, dtype=bool), AFFINE
-    )
+    atlas = load_atlas(labelled(tmp_path, halves().astype(dtype)[..., None]), np.ones(SHAPE, dtype=bool), AFFINE)
     np.testing.assert_array_equal(atlas.labels, halves().ravel())
 
 
@@ -175,9 +173,7 @@ def test_a_short_row_is_a_gap(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["onset\tduration\n0\t1\n", "duration\tonset\ta\n", "onset,duration,a\n0,1,2\n", ""]
-)
+@pytest.mark.parametrize("text", ["onset\tduration\n0\t1\n", "duration\tonset\ta\n", "onset,duration,a\n0,1,2\n", ""])
 def test_columns_that_are_missing(tmp_path, text):
     feature_table(tmp_path, text)
     with pytest.raises(StimulusError, match=r"expected the tab-separated columns onset, duration"):

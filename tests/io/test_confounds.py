@@ -69,9 +69,7 @@ def test_the_columns_of_each_strategy(run, table, strategy):
     assert np.isfinite(values).all()
     for column, name in zip(values.T, names, strict=True):
         expected = table[name].bfill().to_numpy()
-        np.testing.assert_allclose(
-            column - column.mean(), expected - expected.mean(), atol=1e-9, err_msg=name
-        )
+        np.testing.assert_allclose(column - column.mean(), expected - expected.mean(), atol=1e-9, err_msg=name)
 
 
 def test_the_first_value_of_a_derivative_is_the_next(run):

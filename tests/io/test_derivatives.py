@@ -50,8 +50,7 @@ def test_names_and_the_order_of_entities(tmp_path):
     path = name.path(tmp_path, model="qwen25vl7b", stat="r", desc="best")
     assert (
         path
-        == tmp_path
-        / "sub-01/func/sub-01_task-life_space-T1w_res-2_model-qwen25vl7b_stat-r_desc-best_statmap.nii.gz"
+        == tmp_path / "sub-01/func/sub-01_task-life_space-T1w_res-2_model-qwen25vl7b_stat-r_desc-best_statmap.nii.gz"
     )
     table = name.path(tmp_path, model="m", stat="scores", atlas="AAL", extension=".tsv")
     assert table.name == "sub-01_task-life_space-T1w_atlas-AAL_res-2_model-m_stat-scores_statmap.tsv"
@@ -188,9 +187,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 # Results
 
 
-def result(
-    folder, sub, *, model="m", space="T1w", res=None, task="life", value=1.0, mask=MASK, affine=AFFINE
-):
+def result(folder, sub, *, model="m", space="T1w", res=None, task="life", value=1.0, mask=MASK, affine=AFFINE):
     name = MapName(sub, task, space, res)
     write_map(
         name.path(folder, model=model, stat="r", desc="best"),
@@ -263,9 +260,7 @@ def test_stacks_of_layers(tmp_path):
     np.testing.assert_array_equal(values[1], np.arange(3 * MASK.sum()).reshape(3, -1) + 2)
 
 
-@pytest.mark.parametrize(
-    "other", [{"mask": np.ones((3, 4, 3), dtype=bool)}, {"affine": np.diag([3.0, 2, 2, 1])}]
-)
+@pytest.mark.parametrize("other", [{"mask": np.ones((3, 4, 3), dtype=bool)}, {"affine": np.diag([3.0, 2, 2, 1])}])
 def test_maps_on_different_grids_name_both(tmp_path, other):
     result(tmp_path, "01")
     result(tmp_path, "02", **other)

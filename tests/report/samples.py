@@ -99,9 +99,7 @@ def world_coordinates(values: FloatArray, affine: FloatArray) -> FloatArray:
     return np.asarray(voxels @ affine[:3, :3].T + affine[:3, 3], dtype=float)
 
 
-def blob_image(
-    centre: tuple[float, float, float], *, height: float = 0.5, width: float = 14.0
-) -> Nifti1Image:
+def blob_image(centre: tuple[float, float, float], *, height: float = 0.5, width: float = 14.0) -> Nifti1Image:
     """Return a map that is 0 in the head but for a bump at `centre` (MNI millimetres)."""
     values, affine = head_grid()
     distance = ((world_coordinates(values, affine) - centre) ** 2).sum(axis=-1)
@@ -126,8 +124,6 @@ QWEN_FACTS = ModelFacts(
     revision="cc594898", dtype="bfloat16", poolings=("generated", "media"), instructions=INSTRUCTIONS,
     max_new_tokens=8, n_frames=16,
 )  # fmt: skip
-MOTION_FACTS = ModelFacts(
-    "motionenergy", "motionenergy", "video", "low-level", 1, 2530, poolings=("stimulus",)
-)
+MOTION_FACTS = ModelFacts("motionenergy", "motionenergy", "video", "low-level", 1, 2530, poolings=("stimulus",))
 CONDITIONS = tuple(Condition("generated", i.key) for i in INSTRUCTIONS)
 DROPPED = (DroppedRun("01", "ses-002_task-wolf16", "its stimulus wolf/wolf16.mkv is a dangling link."),)

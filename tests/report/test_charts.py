@@ -90,9 +90,7 @@ def test_cv_chart_names_folds_runs_roles_and_counts_inner_folds() -> None:
     labels = ["task-a", "task-b", "task-c"]
     svg = cv_chart(folds, run_of_row, labels)
     found = texts(svg)
-    assert {*labels, "run 1", "run 2", "run 3", "train", "test", "purged or unused", "inner folds"} <= set(
-        found
-    )
+    assert {*labels, "run 1", "run 2", "run 3", "train", "test", "purged or unused", "inner folds"} <= set(found)
     assert found.count("2") == 3
     for colour in (TRAIN, TEST, UNUSED):
         assert colour.lower() in svg.decode().lower()

@@ -174,9 +174,7 @@ def test_an_oblique_image_with_its_own_background_keeps_its_side() -> None:
     picture = decoded(score_map(oblique, threshold=0.1, background=anatomy))
     columns = [np.flatnonzero(coloured(cut).any(axis=0)) for cut in picture.axial_cuts()]
     means = [
-        shown.mean() / cut.shape[1]
-        for cut, shown in zip(picture.axial_cuts(), columns, strict=True)
-        if shown.size
+        shown.mean() / cut.shape[1] for cut, shown in zip(picture.axial_cuts(), columns, strict=True) if shown.size
     ]
     assert means
     assert max(means) < 0.5

@@ -1,6 +1,7 @@
 """The pages are whole, self-contained, escaped and readable without sight."""
 
 import re
+from itertools import pairwise
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -153,9 +154,7 @@ def test_nothing_is_loaded_from_elsewhere(pages: dict[str, str], kind: str) -> N
 def test_sections_and_contents_agree(pages: dict[str, str], kind: str) -> None:
     page = parsed(pages[kind])
     sections = [attributes["id"] for attributes in page.attributes("section")]
-    links = [
-        a["href"] for a in page.attributes("a") if (a["href"] or "").startswith("#") and "class" not in a
-    ]
+    links = [a["href"] for a in page.attributes("a") if (a["href"] or "").startswith("#") and "class" not in a]
     assert links == [f"#{identifier}" for identifier in sections]
     assert sections[0] == "warnings"
     identifiers = [a["id"] for _tag, a in page.tags if "id" in a]
@@ -170,7 +169,7 @@ def test_language_headers_and_headings(pages: dict[str, str], kind: str) -> None
     assert len(page.attributes("caption")) == len(page.attributes("table"))
     levels = [int(tag[1]) for tag, _attributes in page.tags if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 @pytest.mark.parametrize(

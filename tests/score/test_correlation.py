@@ -43,5 +43,5 @@ def test_a_constant_prediction_of_the_mean_has_r2_of_zero():
 
 @pytest.mark.parametrize("score", [pearson_r, r2_score_columns])
 def test_lengths_must_agree(score):
-    with pytest.raises(ValueError, match="50 samples and .* 49"):
+    with pytest.raises(ValueError, match=r"50 samples and .* 49"):
         score(A, B[1:])

@@ -70,9 +70,7 @@ def test_best_scores_follow_each_folds_own_choice(values):
     np.testing.assert_allclose(scores.best_r, expected_best(values, "r"), rtol=1e-5)
     np.testing.assert_allclose(scores.best_r2, expected_best(values, "r2"), rtol=1e-5)
     for condition in range(len(CONDITIONS)):
-        np.testing.assert_allclose(
-            scores.condition_best_r[condition], expected_best(values, "r", condition), rtol=1e-5
-        )
+        np.testing.assert_allclose(scores.condition_best_r[condition], expected_best(values, "r", condition), rtol=1e-5)
 
 
 def test_the_choice_maps_hold_the_highest_mean_training_score(values):

@@ -18,10 +18,21 @@ def write_truth(folder):
     truth = folder / "sourcedata" / "truth"
     truth.mkdir(parents=True)
     drivers = {
-        name: {"model": model, "condition": "stimulus", "layer": 0, "instruction": None, "cka_with_other_conditions": {}}
+        name: {
+            "model": model,
+            "condition": "stimulus",
+            "layer": 0,
+            "instruction": None,
+            "cka_with_other_conditions": {},
+        }
         for name, model in MODELS.items()
     }
-    planted = {"condition": "generatedAR", "layer": 1, "instruction": "AR", "cka_with_other_conditions": {"generatedVU": 0.5}}
+    planted = {
+        "condition": "generatedAR",
+        "layer": 1,
+        "instruction": "AR",
+        "cka_with_other_conditions": {"generatedVU": 0.5},
+    }
     drivers["model"] |= planted
     (truth / "truth.json").write_text(json.dumps({"drivers": drivers}))
     names = [*MODELS, "none"]
@@ -74,7 +85,12 @@ def test_everything_found(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "wrong"),
-    [({"right": 7}, {0, 1, 2}), ({"planted": 0.35}, {3}), ({"silent": 0.03}, {4, 5, 6}), ({"silent": -0.03}, {4, 5, 6})],
+    [
+        ({"right": 7}, {0, 1, 2}),
+        ({"planted": 0.35}, {3}),
+        ({"silent": 0.03}, {4, 5, 6}),
+        ({"silent": -0.03}, {4, 5, 6}),
+    ],
 )
 def test_what_does_not_hold_is_said(tmp_path, options, wrong):
     findings = found(tmp_path, **options)

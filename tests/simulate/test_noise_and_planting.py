@@ -48,9 +48,7 @@ def test_ceilings_follow_from_the_noise() -> None:
 def test_ceilings_use_complete_rows_of_each_run_alone() -> None:
     rng = np.random.default_rng(2)
     viewings = [Viewing("001", "a", None, "a.mkv", 30, 25), Viewing("002", "b", None, "b.mkv", 20, 40)]
-    signals = [
-        rng.standard_normal((v.n_volumes, 2)) + shift for v, shift in zip(viewings, (0, 100), strict=True)
-    ]
+    signals = [rng.standard_normal((v.n_volumes, 2)) + shift for v, shift in zip(viewings, (0, 100), strict=True)]
     noises = [rng.standard_normal((v.n_volumes, 2)) for v in viewings]
     rows = [slice(5, 25), slice(5, 20)]
     clean = [(s[r] - s[r].mean(0)) / s[r].std(0) for s, r in zip(signals, rows, strict=True)]
@@ -118,9 +116,7 @@ def test_components_are_the_principal_ones() -> None:
 
 def test_drivers_explain_the_noiseless_responses() -> None:
     rng = np.random.default_rng(6)
-    components = {
-        name: {stim: rng.standard_normal((40, 3)) for stim in ("a", "b")} for name in ("first", "second")
-    }
+    components = {name: {stim: rng.standard_normal((40, 3)) for stim in ("a", "b")} for name in ("first", "second")}
     drivers = np.array(["first", "second", "none", "first"])
     shown = [("a", 44), ("b", 38), ("a", 41)]
     one, other = (plant_signals(components, drivers, shown, seed=1, participant=p) for p in (0, 1))

@@ -57,9 +57,7 @@ def voxels(dataset: Path) -> pd.DataFrame:
 
 
 def bold_files(dataset: Path, participant: str) -> list[Path]:
-    return sorted(
-        dataset.glob(f"derivatives/fmriprep/sub-{participant}/ses-*/func/*desc-preproc_bold.nii.gz")
-    )
+    return sorted(dataset.glob(f"derivatives/fmriprep/sub-{participant}/ses-*/func/*desc-preproc_bold.nii.gz"))
 
 
 def series(path: Path) -> np.ndarray:
@@ -147,15 +145,13 @@ def test_derivative_names_and_counts(dataset: Path) -> None:
             assert len(confounds) == image.shape[3]
             assert np.isnan(confounds["trans_x_derivative1"][0])
             assert not confounds.iloc[1:].isna().any().any()
-            seconds = pd.read_csv(
-                dataset / f"task-{path.name.split('task-')[1].split('_')[0]}_events.tsv", sep="\t"
-            )
+            seconds = pd.read_csv(dataset / f"task-{path.name.split('task-')[1].split('_')[0]}_events.tsv", sep="\t")
             counts.add(image.shape[3] - round(seconds["duration"][0] / TR))
     assert len(counts) > 1
     assert max(abs(count) for count in counts) <= 5
-    assert sorted(
-        p.name for p in bold_files(dataset, "01") if "_run-1_" in p.name or "_run-2_" in p.name
-    ) == [p.name for p in bold_files(dataset, "01") if "life01" in p.name]
+    assert sorted(p.name for p in bold_files(dataset, "01") if "_run-1_" in p.name or "_run-2_" in p.name) == [
+        p.name for p in bold_files(dataset, "01") if "life01" in p.name
+    ]
 
 
 def test_the_brain_lies_where_mni_space_has_it(dataset: Path, voxels: pd.DataFrame) -> None:
@@ -240,8 +236,7 @@ def test_each_driver_predicts_its_own_voxels_in_held_out_runs(
     data = {path: without_nuisance(series(path), path) for path in paths}
     for driver, planted in components.items():
         response = {
-            path: without_nuisance(respond(planted[stim_file_of(path)], len(data[path])), path)
-            for path in paths
+            path: without_nuisance(respond(planted[stim_file_of(path)], len(data[path])), path) for path in paths
         }
         weights, *_ = np.linalg.lstsq(
             np.concatenate([response[path] for path in train]),
@@ -278,17 +273,13 @@ def test_truth_says_what_was_planted(truth: dict) -> None:
     assert truth["test_tasks"] == ["life01"]
 
 
-def test_films_have_pictures_and_unrelated_sound(
-    dataset: Path, components: dict[str, dict[str, np.ndarray]]
-) -> None:
+def test_films_have_pictures_and_unrelated_sound(dataset: Path, components: dict[str, dict[str, np.ndarray]]) -> None:
     for stimulus in stimuli_of(dataset).values():
         assert stimulus.video_duration is not None
         assert stimulus.audio_duration is not None
         assert 59 < stimulus.video_duration < 67
         assert stimulus.audio_duration == pytest.approx(stimulus.video_duration, abs=0.2)
-    pictures, sounds = (
-        np.concatenate(list(components[d].values())) for d in ("motionenergy", "melspectrogram")
-    )
+    pictures, sounds = (np.concatenate(list(components[d].values())) for d in ("motionenergy", "melspectrogram"))
     crossed = np.corrcoef(pictures.T, sounds.T)[: pictures.shape[1], pictures.shape[1] :]
     assert np.abs(crossed).mean() < 0.25
 
@@ -297,18 +288,14 @@ def test_films_have_pictures_and_unrelated_sound(
 @pytest.mark.parametrize("folder", [".", "derivatives/fmriprep"])
 def test_the_validator_finds_no_error(dataset: Path, folder: str) -> None:
     assert VALIDATOR is not None
-    done = subprocess.run(
-        [VALIDATOR, str(dataset / folder), "--json"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([VALIDATOR, str(dataset / folder), "--json"], capture_output=True, text=True, check=False)
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == []
 
 
 def digests(root: Path) -> dict[str, str]:
     kept = [
-        p
-        for p in sorted(root.rglob("*"))
-        if p.name.endswith((".nii.gz", ".tsv", ".json")) and "models" not in p.parts
+        p for p in sorted(root.rglob("*")) if p.name.endswith((".nii.gz", ".tsv", ".json")) and "models" not in p.parts
     ]
     return {
         p.relative_to(root).as_posix(): hashlib.sha256(

@@ -63,9 +63,18 @@ def test_names_of_the_outputs(finished):
         "model-motionenergy_stat-alpha_desc-stimulus_statmap.nii.gz",
     ):
         assert (func / f"{stem}_{name}").is_file(), name
-    for name in ("sub-01.html", "sub-02.html", "group.html", ".bidsignore", "descriptions.tsv", "logs/CITATION.tex"):
+    for name in (
+        "sub-01.html",
+        "sub-02.html",
+        "group.html",
+        ".bidsignore",
+        "descriptions.tsv",
+        "logs/CITATION.tex",
+    ):
         assert (out / name).is_file(), name
-    assert (func / "sub-01_task-life_space-MNI152NLin2009cAsym_atlas-planted_model-motionenergy_stat-scores_statmap.tsv").is_file()
+    assert (
+        func / "sub-01_task-life_space-MNI152NLin2009cAsym_atlas-planted_model-motionenergy_stat-scores_statmap.tsv"
+    ).is_file()
 
 
 def test_output_is_valid_bids(finished):
@@ -136,7 +145,9 @@ def test_roi_table_is_the_mean_of_the_map(finished, study):
 
 def test_group_map_is_the_mean_and_the_table_holds_everyone(finished):
     out, _ = finished
-    single = [next(r for r in find_results(out, [p]) if r.model == "motionenergy").map("r", "best")[0] for p in ("01", "02")]
+    single = [
+        next(r for r in find_results(out, [p]) if r.model == "motionenergy").map("r", "best")[0] for p in ("01", "02")
+    ]
     path = next((out / "group/func").glob("*model-motionenergy_stat-r_desc-best_statmap.nii.gz"))
     mean = np.asarray(nib.load(path).dataobj)
     both = np.isfinite(single[0]) & np.isfinite(single[1])
@@ -144,7 +155,14 @@ def test_group_map_is_the_mean_and_the_table_holds_everyone(finished):
     rows = read_tsv(next((out / "group/func").glob("*atlas-planted_stat-scores_statmap.tsv")))
     assert {row["participant"] for row in rows} == {"01", "02"}
     assert {row["model"] for row in rows} == {"motionenergy", "melspectrogram", "qwen25vltiny"}
-    assert {row["layer"] for row in rows if row["model"] == "qwen25vltiny"} == {"0", "1", "2", "3", "4", "best"}
+    assert {row["layer"] for row in rows if row["model"] == "qwen25vltiny"} == {
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "best",
+    }
     pairs = read_tsv(next((out / "group/func").glob("*stat-modelcomparison_statmap.tsv")))
     assert len(pairs) == 2 * 3
 

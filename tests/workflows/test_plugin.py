@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, TraitedSpec, traits
@@ -41,8 +42,7 @@ class Write(SimpleInterface):
 
     def _run_interface(self, runtime):
         time.sleep(0.5)
-        with open(self.inputs.target, "w") as stream:
-            stream.write("ran")
+        Path(self.inputs.target).write_text("ran")
         self._results["pid"] = str(os.getpid())
         return runtime
 

@@ -75,9 +75,7 @@ def settings_from_config(
     high = high if max_pixels is None else max_pixels
     low = min(low, high) if min_pixels is None else min_pixels
     if not 0 < low <= high:
-        raise UsageError(
-            f"min_pixels is {low} and max_pixels is {high}, but 0 < min_pixels <= max_pixels is needed."
-        )
+        raise UsageError(f"min_pixels is {low} and max_pixels is {high}, but 0 < min_pixels <= max_pixels is needed.")
     return FrameSettings(
         min_pixels=low,
         max_pixels=high,

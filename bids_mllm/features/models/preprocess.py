@@ -64,9 +64,7 @@ def _patchify(frames: torch.Tensor, settings: FrameSettings) -> tuple[torch.Tens
     return patches.reshape(math.prod(grid), n_channels * temporal * patch * patch), grid
 
 
-def preprocess_frames(
-    frames: NDArray[np.uint8], settings: FrameSettings
-) -> tuple[torch.Tensor, tuple[int, int, int]]:
+def preprocess_frames(frames: NDArray[np.uint8], settings: FrameSettings) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """Return the patches of one clip and its grid.
 
     Parameters

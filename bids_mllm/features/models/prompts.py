@@ -40,8 +40,7 @@ def find_instruction(rendered: str, without: str, text: str) -> tuple[int, int]:
             return start, end
         start = rendered.find(text, start + 1)
     raise CheckpointError(
-        f"The checkpoint's chat template does not keep the instruction {text!r} as it is; its tokens cannot "
-        "be located."
+        f"The checkpoint's chat template does not keep the instruction {text!r} as it is; its tokens cannot be located."
     )
 
 

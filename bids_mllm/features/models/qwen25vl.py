@@ -43,8 +43,7 @@ def _check_spec(spec: ModelSpec) -> None:
     unknown = sorted(set(spec.parameters) - set(PARAMETERS))
     if unknown:
         raise UsageError(
-            f"The model {spec.key} has the unknown parameter {unknown[0]!r}; choose from "
-            f"{', '.join(PARAMETERS)}."
+            f"The model {spec.key} has the unknown parameter {unknown[0]!r}; choose from {', '.join(PARAMETERS)}."
         )
     if spec.dtype not in DTYPES:
         raise UsageError(f"The model {spec.key} has dtype {spec.dtype!r}; choose from {', '.join(DTYPES)}.")
@@ -83,9 +82,7 @@ def read_out_conditions(spec: ModelSpec, readout: ReadOut) -> tuple[Condition, .
     conditions: list[Condition] = []
     for pooling in readout.poolings:
         if pooling not in POOLINGS:
-            raise UsageError(
-                f"The model {spec.key} has no pooling {pooling!r}; choose from {', '.join(POOLINGS)}."
-            )
+            raise UsageError(f"The model {spec.key} has no pooling {pooling!r}; choose from {', '.join(POOLINGS)}.")
         if pooling == "media":
             conditions.append(Condition("media"))
             continue

@@ -84,9 +84,7 @@ class Qwen25VLExtractor:
         Where the model runs; frames are prepared on the CPU so that every device sees the same numbers.
     """
 
-    def __init__(
-        self, setup: Setup, readout: ReadOut, conditions: Sequence[Condition], *, device: str
-    ) -> None:
+    def __init__(self, setup: Setup, readout: ReadOut, conditions: Sequence[Condition], *, device: str) -> None:
         self._setup = setup
         self._readout = readout
         self._conditions = tuple(conditions)

@@ -79,9 +79,7 @@ def smooth_movie(rng: np.random.Generator, n_frames: int, height: int, width: in
 
 @pytest.fixture(scope="session")
 def make_clips() -> Callable[..., list[ClipMedia]]:
-    def make(
-        n_clips: int, *, n_frames: int = 4, size: tuple[int, int] = (56, 56), seed: int = 0
-    ) -> list[ClipMedia]:
+    def make(n_clips: int, *, n_frames: int = 4, size: tuple[int, int] = (56, 56), seed: int = 0) -> list[ClipMedia]:
         rng = np.random.default_rng(seed)
         return [
             ClipMedia(

@@ -104,9 +104,7 @@ def test_a_broken_tokenizer(copy: Path, make_spec: Any, make_readout: Any) -> No
         FAMILY.load(make_spec(copy), make_readout("last"), "cpu")
 
 
-def test_a_hub_id_that_is_not_cached(
-    tmp_path: Path, make_readout: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_id_that_is_not_cached(tmp_path: Path, make_readout: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

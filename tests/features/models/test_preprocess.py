@@ -48,9 +48,7 @@ def test_patches_of_a_frame_worked_out_by_hand() -> None:
     corners = [(0, 0), (0, 14), (14, 0), (14, 14), (0, 28)]
     for row, (top, left) in enumerate(corners):
         square = normal[:, top : top + 14, left : left + 14]
-        np.testing.assert_allclose(
-            patches[row].numpy().reshape(3, 2, 14, 14), square.transpose(3, 0, 1, 2), atol=1e-6
-        )
+        np.testing.assert_allclose(patches[row].numpy().reshape(3, 2, 14, 14), square.transpose(3, 0, 1, 2), atol=1e-6)
 
 
 def test_odd_frames_are_filled_by_the_last(make_clips: Callable[..., Any]) -> None:

@@ -93,9 +93,7 @@ def extracted(make_spec: Any, make_readout: Any, make_clips: Any) -> Any:
 
 
 def test_the_plan_says_what_comes_out(make_spec: Any, make_readout: Any, extracted: Any) -> None:
-    plan = FAMILY.plan(
-        make_spec(), make_readout("generated", "last", "instruction", "media", max_new_tokens=N_NEW)
-    )
+    plan = FAMILY.plan(make_spec(), make_readout("generated", "last", "instruction", "media", max_new_tokens=N_NEW))
     clips, results = extracted
     assert plan.request.media == "video"
     assert plan.request.n_frames == 4
@@ -256,9 +254,7 @@ def test_ids_and_states_equal_those_of_the_real_processor(
 
     for size in ((56, 56), (72, 128), (101, 67), (240, 427)):
         clip = make_clips(1, size=size, seed=5)[0]
-        messages = [
-            {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": INSTRUCTIONS[1].text}]}
-        ]
+        messages = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": INSTRUCTIONS[1].text}]}]
         text = real_processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         inputs = real_processor(
             text=[text],
