@@ -8,7 +8,6 @@ a shard one chunk a layer so that a layer is read without the others.
 import errno
 import hashlib
 import json
-import os
 import tempfile
 import uuid
 from collections.abc import Mapping

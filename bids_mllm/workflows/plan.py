@@ -26,6 +26,7 @@ from bids_mllm.features.registry import resolve_models
 from bids_mllm.features.table import check_table
 from bids_mllm.interfaces.features import table_from_content
 from bids_mllm.interfaces.rows import make_rows
+from bids_mllm.io.atlas import atlas_name
 from bids_mllm.io.probes import ProbeCache
 from bids_mllm.io.tables import read_feature_table
 from bids_mllm.records import DroppedRun, Instruction, ModelSpec, ParticipantDesign, Run, Stimulus
@@ -69,6 +70,7 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         With one sentence when something asked for is not there or does not fit together.
     """
     models = _models(settings)
+    _check_atlases(settings.atlas)
     instructions = choose_instructions(load_instructions(settings.instructions_file), settings.instructions or None)
     if not settings.skip_bids_validation:
         check_raw_dataset(settings.bids_dir)
@@ -114,6 +116,18 @@ def _models(settings: Settings) -> tuple[ModelSpec, ...]:
     )
 
 
+def _check_atlases(atlases: Sequence[Path]) -> None:
+    """Refuse atlases whose tables would be written under one name."""
+    names: dict[str, Path] = {}
+    for path in atlases:
+        first = names.setdefault(atlas_name(path), path)
+        if first != path:
+            raise UsageError(
+                f"--atlas {first} and {path} both carry the name {atlas_name(path)}; copy one under another name, such "
+                "as with another atlas- entity."
+            )
+
+
 def _find(settings: Settings, fmriprep_dir: Path, participants: Sequence[str]) -> tuple[Run, ...]:
     layout = index_derivative(fmriprep_dir, participants, database_dir=settings.bids_database_dir)
     query = RunQuery(
@@ -137,6 +151,9 @@ def _shown(
 ) -> tuple[tuple[Run, ...], dict[str, Stimulus], tuple[DroppedRun, ...]]:
     """Give each run its showings; runs whose stimulus cannot be used are set apart with the reason."""
     rows_of_map = read_stimulus_map(settings.stimulus_map) if settings.stimulus_map else ()
+    for row in rows_of_map:
+        if not any(row.fits(run) for run in runs):
+            logger.warning("The stimulus map's row for %s fits none of the runs asked for.", row.showing.stim_file)
     stimuli: dict[str, Stimulus] = {}
     faults: dict[str, str] = {}
     kept, lost = [], []

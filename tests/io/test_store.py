@@ -50,7 +50,7 @@ def address(tmp_path, **changes):
         {"grid": WindowGrid(0.0, 1.5, 1.49, 130)},
         {"grid": WindowGrid(0.0, 1.49, 3.0, 130)},
         {"grid": WindowGrid(0.0, 1.49, 1.49, 131)},
-        {"identity": IDENTITY | {"revision": "abd"}},
+        {"identity": IDENTITY | {"revision": "abe"}},
         {"identity": IDENTITY | {"dtype": "bfloat16"}},
         {"identity": IDENTITY | {"template": "x"}},
         {"identity": IDENTITY | {"by_pooling": {"generated": {"max_new_tokens": 9}}}},

@@ -1,10 +1,10 @@
 """The pages are whole, self-contained, escaped and readable without sight."""
 
 import re
-from itertools import pairwise
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from importlib.resources import files
+from itertools import pairwise
 
 import numpy as np
 import pytest

@@ -5,6 +5,7 @@ import pytest
 
 from bids_mllm.simulate.design import Viewing
 from bids_mllm.simulate.noise import (
+    CEILING_RANGE,
     ar_noise,
     cosines,
     draw_noise,
@@ -36,7 +37,7 @@ def test_ceilings_follow_from_the_noise() -> None:
     rng = np.random.default_rng(1)
     drawn = draw_noise(np.array([1.0, 1.0, 1.0, 0.0]), rng)
     assert drawn.ceiling[3] == 0
-    assert np.all((drawn.ceiling[:3] >= 0.3) & (drawn.ceiling[:3] <= 0.8))
+    assert np.all((drawn.ceiling[:3] >= CEILING_RANGE[0]) & (drawn.ceiling[:3] <= CEILING_RANGE[1]))
     signal = rng.standard_normal((40000, 4)) * [1, 1, 1, 0]
     noise = drawn.size * ar_noise(40000, drawn.ar, rng)
     viewing = Viewing("001", "a", None, "a.mkv", 40000, 40000)
