@@ -112,7 +112,7 @@ def read_clips(stimulus: Stimulus, clips: Sequence[Clip], request: MediaRequest)
     Raises
     ------
     StimulusError
-        The file is missing, has no stream of the asked kind, or cannot be decoded at some time.
+        The file is missing, has no stream of the asked kind, or is damaged at some time that is needed.
     """
     _check_clips(stimulus, clips, request)
     if not clips:
@@ -158,6 +158,12 @@ def _frames_from(stimulus: Stimulus, index: int, zero: float, needed: float) -> 
                 on_time = on_time or time <= needed + FRAME_TOLERANCE
                 if not on_time:
                     break
+                # Pictures before the first wanted one may lack what they refer to, after a seek.
+                if frame.is_corrupt and time >= needed:
+                    raise StimulusError(
+                        f"The stimulus {stimulus.stim_file} is damaged at {time:.2f} s: the picture there can only be "
+                        "guessed; check that the file is complete and fetch it again."
+                    )
                 yield time, frame
             if on_time:
                 return

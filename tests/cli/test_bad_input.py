@@ -122,8 +122,8 @@ def test_video_that_cannot_be_decoded(call, own_study, tmp_path):
     result = participant(call, own_study, tmp_path / "out", "--models", "motionenergy")
     assert result.status == 1
     assert "Traceback" not in result.err
-    assert "bourne/bourne01.mkv cannot be decoded after 2" in result.err
-    assert "bourne/bourne01.mkv cannot be decoded after 2" in (tmp_path / "out/sub-01.html").read_text(encoding="utf-8")
+    assert "bourne/bourne01.mkv is damaged at 2" in result.err
+    assert "bourne/bourne01.mkv is damaged at 2" in (tmp_path / "out/sub-01.html").read_text(encoding="utf-8")
 
 
 def test_film_without_the_needed_sound(call, own_study, tmp_path):
