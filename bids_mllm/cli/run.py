@@ -6,9 +6,10 @@ import shutil
 import sys
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("bids_mllm")
 
 OK, CRASH = 0, 1
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,27 +103,51 @@ def _participant(settings: Settings) -> int:
 
 
 def _run_participants(settings: Settings, plan: "StudyPlan") -> int:
-    from bids_mllm.workflows.reports import model_cards, write_participant_report
-    from bids_mllm.workflows.run import Failure, describe, failures_of
+    from bids_mllm.workflows.run import Failure, describe
 
     failures: tuple[Failure, ...] = ()
     participants = tuple(dict.fromkeys(design.participant for design in plan.designs))
     if not settings.reports_only:
         failures = _run_graph(settings, plan, participants)
-    status = CRASH if failures else OK
-    try:
-        cards = model_cards(plan)
-        for participant in participants:
-            path = write_participant_report(plan, participant, cards, failures=failures_of(failures, participant))
-            logger.info("Report: %s", path)
-    except Exception:
-        logger.exception("A report could not be written; the maps and tables are there.")
-        status = CRASH
+    reported = _write_reports(plan, failures)
     for line in describe(failures):
         logger.error("%s", line)
+    left_out = [label for label in plan.participants if label not in participants]
+    for label in left_out:
+        logger.error("sub-%s has no run that can be used; the reasons are above.", label)
+    status = CRASH if failures or left_out or not reported else OK
     if settings.clean_workdir and status == OK:
         shutil.rmtree(settings.work_dir, ignore_errors=True)
     return status
+
+
+def _write_reports(plan: "StudyPlan", failures: "tuple[Failure, ...]") -> bool:
+    """Write every participant's pages; one that fails does not keep the others from being written."""
+    from bids_mllm.workflows.reports import model_cards, write_participant_report
+    from bids_mllm.workflows.run import failures_of
+
+    cards = _or_none(partial(model_cards, plan))
+    if cards is None:
+        return False
+    written = True
+    for design in plan.designs:
+        own = failures_of(failures, design.participant)
+        path = _or_none(partial(write_participant_report, plan, design, cards, failures=own))
+        written = written and path is not None
+        if path is not None:
+            logger.info("Report: %s", path)
+    return written
+
+
+def _or_none(make: Callable[[], T]) -> T | None:
+    """Return what `make` gives; None, with the reason in the log, when it fails."""
+    try:
+        return make()
+    except BidsMllmError as error:
+        logger.error("A report could not be written: %s", error)
+    except Exception:
+        logger.exception("A report could not be written; the maps and tables are there.")
+    return None
 
 
 def _run_graph(settings: Settings, plan: "StudyPlan", participants: Sequence[str]) -> "tuple[Failure, ...]":
@@ -160,12 +186,11 @@ def _group(settings: Settings) -> int:
         workflow = init_group_wf(settings, results)
         failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
     status = CRASH if failures else OK
-    try:
-        path = write_group_report(settings, results, failures=failures)
-        logger.info("Report: %s", path)
-    except Exception:
-        logger.exception("The group report could not be written; the maps and tables are there.")
+    path = _or_none(partial(write_group_report, settings, results, failures=failures))
+    if path is None:
         status = CRASH
+    else:
+        logger.info("Report: %s", path)
     for line in describe(failures):
         logger.error("%s", line)
     return status

@@ -18,6 +18,7 @@ from nipype.interfaces.base import (
 )
 from tqdm import tqdm
 
+from bids_mllm.exceptions import UsageError
 from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge, linear_gram
 from bids_mllm.interfaces.rows import Rows, make_rows, stack_features, stack_targets
 from bids_mllm.io.design import read_design
@@ -144,6 +145,11 @@ class ModelFeatures:
         n_layers = manifests[0]["entries"][0]["n_layers"]
         chosen = options.layers if options.layers is not None and n_layers > 1 else None
         self.layers = tuple(range(n_layers)) if chosen is None else tuple(x for x in chosen if x < n_layers)
+        if not self.layers:
+            raise UsageError(
+                f"--layers asks for {', '.join(map(str, chosen or ()))}, but {model} has the layers 0 to "
+                f"{n_layers - 1}; choose among these."
+            )
 
     def matrix(self, rows: Rows, condition: Condition, layer: int) -> FloatArray:
         """Delayed design matrix of one feature space, (n_rows, n_features * n_delays)."""

@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +139,14 @@ def _connect_participant(
     label = f"sub_{design.participant}_space_{design.space}".replace("+", "plus")
     design_file = settings.work_dir / "designs" / f"{label}.json"
     write_text_if_changed(design_file, design_to_text(design))
+    runs_file = settings.work_dir / "designs" / f"{label}_runs.json"
+    write_text_if_changed(runs_file, design_to_text(_brain_only(design)))
     used = sorted({stim_file for windows in design.windows for stim_file in windows.stim_files})
     sources = [node for stim_file in used for node in features[stim_file]]
     merge = Node(Merge(len(sources)), name=f"manifests_{label}", run_without_submitting=True)
     bold = Node(
         PrepareBold(
-            design=str(design_file),
+            design=str(runs_file),
             signatures=_file_signatures(design),
             confounds=settings.confounds,
             high_pass=settings.high_pass,
@@ -185,6 +187,12 @@ def _connect_participant(
     workflow.connect(bold, "info", fit, "bold")
     workflow.connect(bold, "info", maps, "bold")
     workflow.connect(fit, "scores", maps, "scores")
+
+
+def _brain_only(design: ParticipantDesign) -> ParticipantDesign:
+    """Return the design without what was shown, on which the cleaning of the BOLD does not depend."""
+    runs = tuple(replace(run, showings=(), showings_rule="", events=None) for run in design.runs)
+    return replace(design, runs=runs, windows=(), dropped=(), test_runs=None)
 
 
 def _fit_options(plan: StudyPlan) -> dict[str, Any]:

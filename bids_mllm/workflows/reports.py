@@ -23,7 +23,7 @@ from bids_mllm.report.citations import citation_files
 from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
 from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant
 from bids_mllm.report.tables import ModelCard
-from bids_mllm.workflows.facts import cv_words, library_versions
+from bids_mllm.workflows.facts import cv_words, library_versions, output_task
 from bids_mllm.workflows.pictures import (
     best_maps,
     layer_pictures,
@@ -139,25 +139,25 @@ def _model_facts(card: ModelCard, settings: Settings) -> ModelFacts:
 
 def write_participant_report(
     plan: StudyPlan,
-    participant: str,
+    design: ParticipantDesign,
     cards: tuple[ModelCard, ...],
     *,
     failures: tuple[Failure, ...],
 ) -> Path:
-    """Write ``sub-<label>.html`` from the plan and the outputs; returns its path."""
-    designs = [design for design in plan.designs if design.participant == participant]
-    design = designs[0]
-    results = [
-        result for result in find_results(plan.settings.output_dir, [participant]) if _planned(plan, design, result)
-    ]
+    """Write the page of one participant in one space from the plan and the outputs; returns its path.
+
+    It is ``sub-<label>.html`` for the first space and ``sub-<label>_space-<space>.html`` for any other.
+    """
+    found = find_results(plan.settings.output_dir, [design.participant])
+    results = [result for result in found if _planned(plan, design, result)]
     rows = make_rows(design, delays=plan.settings.delays, n_folds=plan.settings.n_folds)
     background = template_background(design.space)
     pictures, tables = roi_content(results)
     page = ParticipantPage(
-        participant=participant,
+        participant=design.participant,
         app_version=__version__,
         created=now(),
-        warnings=participant_warnings(plan, design, results),
+        warnings=participant_warnings(plan, design, results, failed=bool(failures)),
         errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
         summary=_summary(plan, design, results),
         runs=design.runs,
@@ -175,20 +175,23 @@ def write_participant_report(
         roi_pictures=pictures,
         roi_tables=tables,
         layer_pictures=layer_pictures(results),
-        methods=methods_text(methods_facts(plan, designs)),
+        methods=methods_text(methods_facts(plan, [design])),
         bibliography=bibliography(),
         versions=library_versions(),
         settings=settings_cells(plan.settings),
     )
-    path = plan.settings.output_dir / f"sub-{participant}.html"
+    first = next(other for other in plan.designs if other.participant == design.participant)
+    space = "" if design is first else f"_space-{design.space}"
+    path = plan.settings.output_dir / f"sub-{design.participant}{space}.html"
     write_text(path, render_participant(page))
     return path
 
 
 def _planned(plan: StudyPlan, design: ParticipantDesign, result: ModelResult) -> bool:
-    """Whether a result on disk is of this space and of the models asked for now."""
+    """Whether a result on disk is of this space, of the films held out and of the models asked for now."""
     models = {model.key for model in plan.models} | set(plan.settings.feature_table)
-    return result.name.space == design.space and result.model in models
+    same = (result.name.space, result.name.task) == (design.space, output_task(design))
+    return same and result.model in models
 
 
 def now() -> str:
@@ -222,9 +225,13 @@ def _summary(plan: StudyPlan, design: ParticipantDesign, results: Sequence[Model
     return summary
 
 
-def participant_warnings(plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult]) -> tuple[str, ...]:
+def participant_warnings(
+    plan: StudyPlan, design: ParticipantDesign, results: Sequence[ModelResult], *, failed: bool
+) -> tuple[str, ...]:
     """Return what a reader should know before looking at results."""
     warnings = []
+    if failed and results:
+        warnings.append("A step failed in this call: what is shown of it, if anything, is of an earlier call.")
     if design.dropped:
         warnings.append(f"{len(design.dropped)} runs take no part; their reasons are listed below.")
     if plan.settings.sloppy:

@@ -294,3 +294,33 @@ def test_full_disk_leaves_nothing_half_written(study, tmp_path):
         [str(c) if c != small else str(tmp_path / "large") for c in command], capture_output=True, text=True
     )
     assert again.returncode == 0, again.stderr
+
+
+def test_layers_that_no_model_has(call, study, tmp_path):
+    model = f"qwen25vltiny={study / 'models/qwen25vltiny'}"
+    words = ("--models", model, "--instructions", "AR", "--poolings", "media", "--layers", "77", "--test-task", "life*")
+    result = participant(call, study, tmp_path / "out", *words)
+    assert result.status == 1
+    assert "--layers asks for 77, but qwen25vltiny has the layers 0 to 4" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_participant_without_any_run_is_not_passed_over_in_silence(call, own_study, tmp_path):
+    for path in (own_study / "derivatives/fmriprep/sub-02").rglob("*desc-preproc_bold.nii.gz"):
+        path.unlink()
+        path.symlink_to("../.git/annex/objects/none")
+    result = call(own_study, tmp_path / "out", "participant", *FAST, "--models", "melspectrogram")
+    assert result.status == 1
+    assert "sub-02 has no run that can be used" in result.err
+    assert "datalad get" in result.err
+    assert (tmp_path / "out/sub-01.html").is_file()
+
+
+def test_two_atlases_of_one_name(call, own_study, tmp_path):
+    atlas = own_study / "sourcedata/truth/atlas-planted_dseg.nii.gz"
+    other = tmp_path / "atlas-planted_scale-2_dseg.nii.gz"
+    shutil.copyfile(atlas, other)
+    shutil.copyfile(atlas.with_name("atlas-planted_dseg.tsv"), tmp_path / "atlas-planted_scale-2_dseg.tsv")
+    result = participant(call, own_study, tmp_path / "out", "--atlas", atlas, other)
+    assert result.status == 2
+    sentence(result, "both carry the name planted")
