@@ -4,17 +4,16 @@ Planning reads the checkpoint's small files and the headers of its weights; torc
 loaded with the weights.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from bids_mllm.exceptions import CheckpointError, UsageError
 from bids_mllm.features.extractor import ExtractionPlan, Extractor, Family, ReadOut
 from bids_mllm.features.models import checkpoint
-from bids_mllm.features.models.frames import FrameSettings, count_frames, settings_from_config
+from bids_mllm.features.models.frames import count_frames, settings_from_config
 from bids_mllm.features.models.prompts import ORDERS, Order
+from bids_mllm.features.models.setup import Setup
 from bids_mllm.records import Condition, MediaRequest, ModelSpec
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -24,18 +23,6 @@ POOLINGS = ("generated", "last", "instruction", "media")
 # Wide models fill a GPU with few clips; narrow ones are bound by the cost of each call.
 WIDE = 1024
 BATCH_WIDE, BATCH_NARROW = 8, 32
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a record and its checkpoint's small files say, before any weight is loaded."""
-
-    folder: Path
-    config: Mapping[str, Any]
-    frames: FrameSettings
-    n_frames: int
-    order: Order
-    dtype: str
 
 
 def _check_spec(spec: ModelSpec) -> None:

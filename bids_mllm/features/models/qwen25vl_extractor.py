@@ -17,7 +17,7 @@ from bids_mllm.features.models.decoding import ClipInputs, Decoding, run
 from bids_mllm.features.models.preprocess import preprocess_frames
 from bids_mllm.features.models.progress import no_progress_bars
 from bids_mllm.features.models.prompts import PromptBuilder
-from bids_mllm.features.models.qwen25vl import Setup
+from bids_mllm.features.models.setup import Setup
 from bids_mllm.records import ClipMedia, Condition, Pooling
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
