@@ -48,6 +48,7 @@ class Run:
 
     `start_time` is the time of the first volume on the run's clock (BIDS StartTime), so volume i is
     at ``start_time + i * repetition_time``. `run` is an integer so that run-01 and run-1 are equal.
+    `non_steady_state` counts the first volumes that are left out since magnetisation was not steady yet.
     `showings_rule` names the rule by which the events became showings.
     """
 
@@ -66,6 +67,7 @@ class Run:
     showings: tuple[Showing, ...] = ()
     showings_rule: str = ""
     resolution: str | None = None
+    non_steady_state: int = 0
 
     @property
     def label(self) -> str:

@@ -315,6 +315,7 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     """
     given = vars(build_parser().parse_args(argv))
     given.pop("notrack", None)
+    _check_group_options(given)
     config_file = given.pop("config_file", None)
     values = read_settings_file(config_file) if config_file else {}
     values |= _converted(given)
@@ -330,12 +331,34 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     return settings
 
 
+#: Options that have an effect at the group level.
+GROUP_OPTIONS = frozenset(
+    {
+        "bids_dir", "output_dir", "analysis_level", "participant_label", "work_dir", "nprocs", "omp_nthreads", "mem",
+        "use_plugin", "config_file", "stop_on_first_crash", "clean_workdir", "resource_monitor", "dry_run",
+        "reports_only", "verbose",
+    }
+)  # fmt: skip
+
+
+def _check_group_options(given: dict[str, Any]) -> None:
+    """Refuse what the group level would ignore: it summarises what the participant level wrote."""
+    idle = sorted(set(given) - GROUP_OPTIONS)
+    if given["analysis_level"] == "group" and idle:
+        names = ", ".join("--" + name.replace("_", "-") for name in idle)
+        raise UsageError(
+            f"{names} has no effect at the group level, which summarises what the participant level wrote; leave it out."
+        )
+
+
 def _converted(given: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     prefixes = {"participant_label": "sub-", "session_label": "ses-", "task_id": "task-"}
     for key, prefix in prefixes.items():
         if key in values:
             values[key] = tuple(label.removeprefix(prefix) for label in values[key])
+    if "layers" in values:
+        values["layers"] = tuple(sorted(set(values["layers"])))
     if "run_id" in values:
         values["run_id"] = tuple(_run_number(label) for label in values["run_id"])
     if "derivatives" in values:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import uuid
 import warnings
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
-from bids_mllm.exceptions import BidsMllmError, UsageError
+from bids_mllm.exceptions import BidsMllmError, InputDataError, UsageError
 
 if TYPE_CHECKING:
     from bids_mllm.workflows.plan import StudyPlan
@@ -65,7 +66,7 @@ def resolve_device(device: str) -> str:
     """Return cpu or cuda: for auto by whether an NVIDIA driver shows a device; cuda:N becomes the only visible one."""
     present = Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidiactl").exists()
     if device == "auto":
-        return "cuda" if present else "cpu"
+        return "cuda" if present and _torch_sees_gpu() else "cpu"
     if device.startswith("cuda") and not present:
         raise UsageError(f"--device is {device}, but no NVIDIA driver shows a GPU here; pass --device cpu.")
     if device.startswith("cuda:"):
@@ -74,13 +75,22 @@ def resolve_device(device: str) -> str:
     return device
 
 
+def _torch_sees_gpu() -> bool:
+    """Ask PyTorch in a process of its own: once CUDA is set up here, forked workers cannot use it."""
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    if not found:
+        logger.warning("An NVIDIA driver is present, but this PyTorch finds no CUDA device; the CPU is used.")
+    return found
+
+
 def _participant(settings: Settings) -> int:
     from bids_mllm.workflows.plan import plan_study
 
     if settings.dry_run:
         from bids_mllm.cli.dry_run import estimates, run_table
 
-        plan = plan_study(settings, only_list=True)
+        plan = _planned(partial(plan_study, only_list=True), settings)
         sys.stdout.write(run_table(plan) + "\n")
         sys.stderr.write(estimates(plan) + "\n")
         return OK
@@ -88,7 +98,7 @@ def _participant(settings: Settings) -> int:
         "%d processes of %d threads, %.1f GB of memory, device %s",
         settings.nprocs, settings.omp_nthreads, settings.mem_mb / 1024, resolve_device(settings.device),
     )  # fmt: skip
-    plan = plan_study(settings)
+    plan = _planned(plan_study, settings)
     for drop in plan.dropped:
         logger.warning("sub-%s %s is left out: %s", drop.participant, drop.label, drop.reason)
     from bids_mllm.io.derivatives import write_dataset_files
@@ -100,6 +110,19 @@ def _participant(settings: Settings) -> int:
     if settings.boilerplate_only:
         return OK
     return _run_participants(settings, plan)
+
+
+def _planned(make: "Callable[[Settings], StudyPlan]", settings: Settings) -> "StudyPlan":
+    """Return the plan; anything that no one foresaw becomes one sentence, with its traceback under -v."""
+    try:
+        return make(settings)
+    except BidsMllmError:
+        raise
+    except Exception as error:
+        logger.debug("The plan failed.", exc_info=True)
+        raise InputDataError(
+            f"The workflow could not be built ({type(error).__name__}: {error}); run again with -vv for the traceback."
+        ) from error
 
 
 def _run_participants(settings: Settings, plan: "StudyPlan") -> int:
@@ -170,17 +193,18 @@ def _record_settings(settings: Settings, folder: Path) -> None:
 
 
 def _group(settings: Settings) -> int:
-    from bids_mllm.workflows.group import group_results, init_group_wf
+    from bids_mllm.workflows.group import check_comparable, group_results, init_group_wf
     from bids_mllm.workflows.group_report import write_group_report
     from bids_mllm.workflows.run import Failure, describe, run_workflow
 
     results = group_results(settings)
+    check_comparable(results)
     if settings.dry_run:
         for result in results:
             sys.stdout.write(f"{result.name.participant}\t{result.name.space}\t{result.model}\n")
         return OK
     failures: tuple[Failure, ...] = ()
-    if not (settings.reports_only or settings.boilerplate_only):
+    if not settings.reports_only:
         shared = settings.output_dir / "logs" / uuid.uuid4().hex[:12]
         _record_settings(settings, shared)
         workflow = init_group_wf(settings, results)
@@ -193,6 +217,8 @@ def _group(settings: Settings) -> int:
         logger.info("Report: %s", path)
     for line in describe(failures):
         logger.error("%s", line)
+    if settings.clean_workdir and status == OK:
+        shutil.rmtree(settings.work_dir, ignore_errors=True)
     return status
 
 

@@ -1,5 +1,6 @@
 """Functional runs in the spaces asked for, with their masks, confounds and clocks."""
 
+import csv
 import logging
 import math
 import zlib
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.discover.events import find_events
-from bids_mllm.discover.names import BidsName, FolderIndex, parse_name, read_json
+from bids_mllm.discover.names import BidsName, FolderIndex, normalise_entities, parse_name, read_json
 from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.records import DroppedRun, Run
 
@@ -51,6 +52,7 @@ def find_runs(layout: Any, bids_dir: Path, fmriprep_dir: Path, query: RunQuery) 
     bolds = [name for name in bolds if name.entities.get("desc", "preproc") == "preproc"]
     if not bolds:
         raise UsageError(_nothing_matches(layout, query))
+    _check_known(layout, query)
     masks = _select(layout, query, "mask", suffix="mask", extension=[".nii.gz", ".nii"], desc="brain")
     confounds = _select(
         layout, query, "confounds", suffix=["timeseries", "regressors"], extension=".tsv", desc="confounds"
@@ -92,8 +94,36 @@ def _select(layout: Any, query: RunQuery, name: str, **entities: Any) -> list[Bi
     for key, value in query.filters.get(name, {}).items():
         wanted[key] = Query.NONE if value is None else Query.ANY if value == "*" else value
     paths = layout.get(return_type="filename", invalid_filters="allow", **wanted)
+    root = Path(layout.root)
     parsed = (parse_name(Path(path)) for path in sorted(paths))
-    return [found for found in parsed if found is not None]
+    found = [name for name in parsed if name is not None]
+    strangers = [name.path for name in found if not name.path.is_relative_to(root)]
+    if strangers:
+        raise UsageError(
+            f"The PyBIDS index names {strangers[0]}, which is not below {root}; it was made of another folder: remove "
+            "it or choose another --bids-database-dir."
+        )
+    return found
+
+
+def _check_known(layout: Any, query: RunQuery) -> None:
+    """Raise a UsageError that lists the labels asked for that no preprocessed BOLD file has, and those there are."""
+    everything = RunQuery(participants=query.participants, spaces=())
+    names = _select(layout, everything, "", suffix="bold", extension=[".nii.gz", ".nii"])
+    asked = {
+        "space": query.spaces,
+        "ses": query.sessions,
+        "task": query.tasks,
+        "run": tuple(str(run) for run in query.runs),
+    }
+    for entity, labels in asked.items():
+        labelled = (name.entities for name in names if entity in name.entities)
+        there = {(normalise_entities(e) | {"space": e.get("space", "")})[entity] for e in labelled}
+        missing = [label for label in labels if label not in there]
+        if missing:
+            raise UsageError(
+                f"No preprocessed BOLD file has {entity} {', '.join(missing)}; there are {', '.join(sorted(there))}."
+            )
 
 
 def _nothing_matches(layout: Any, query: RunQuery) -> str:
@@ -174,7 +204,23 @@ def _make_run(bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[Bid
         n_volumes=shape[3],
         events=find_events(clocks.bids_dir, bold, clocks.folders),
         resolution=bold.entities.get("res"),
+        non_steady_state=_non_steady_state(confound),
     )
+
+
+def _non_steady_state(confounds: Path | None) -> int:
+    """Number of volumes up to the last that fMRIPrep flags as taken before the magnetisation was steady."""
+    if confounds is None or not confounds.is_file():
+        return 0
+    with confounds.open(encoding="utf-8", errors="replace", newline="") as stream:
+        rows = csv.reader(stream, delimiter="\t")
+        columns = [k for k, name in enumerate(next(rows, [])) if name.startswith("non_steady_state_outlier")]
+        if not columns:
+            return 0
+        flagged = [
+            number for number, row in enumerate(rows, 1) if any(row[k : k + 1] in (["1"], ["1.0"]) for k in columns)
+        ]
+    return max(flagged, default=0)
 
 
 def _same_grid(bold: BidsName, masks: Sequence[BidsName]) -> Path | None:

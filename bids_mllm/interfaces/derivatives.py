@@ -10,9 +10,9 @@ import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
 from bids_mllm.io.atlas import load_atlas
-from bids_mllm.io.derivatives import MapName, outputs, read_map, write_map, write_mask, write_table
+from bids_mllm.io.derivatives import MapName, outputs, read_map, sidecar_path, write_map, write_mask, write_table
 from bids_mllm.io.design import read_design
-from bids_mllm.io.files import read_json, write_json
+from bids_mllm.io.files import read_json, write_json, written_record
 from bids_mllm.io.scores import load_scores
 from bids_mllm.records import BoolArray, FloatArray, ModelScores
 from bids_mllm.score.roi import roi_table
@@ -25,6 +25,7 @@ class _MapsInputSpec(BaseInterfaceInputSpec):
     scores = File(exists=True, mandatory=True, desc="JSON that FitScores wrote")
     facts = traits.Str(mandatory=True, desc="JSON: what every sidecar of this participant says")
     atlases = traits.List(traits.Str(), desc="label images")
+    atlas_digests = traits.List(traits.Str(), desc="of images and tables, so that changed ones count")
     output_dir = traits.Str(mandatory=True)
     app_version = traits.Str(mandatory=True)
 
@@ -58,10 +59,11 @@ class WriteMaps(SimpleInterface):
         for key, path in fitted["models"].items():
             scores = load_scores(Path(path))
             model = facts["models"][key] | {"Width": fitted["widths"][key]}
-            written += target.write_model(scores, model)
+            target.forget(scores.model)
             written += target.write_tables(scores, model, [Path(p) for p in self.inputs.atlases])
+            written += target.write_model(scores, model)
         out = Path(runtime.cwd) / "written.json"
-        write_json(out, [str(path) for path in written])
+        write_json(out, written_record([*written, *map(sidecar_path, written)]))
         self._results["written"] = str(out)
         return runtime
 
@@ -93,6 +95,12 @@ class _Target:
             sidecar["Resolution"] = f"res-{self.name.resolution} of the input"
         write_mask(path, volume, self.affine, sidecar)
         return path
+
+    def forget(self, model: str) -> None:
+        """Remove the map by which a model counts as finished; it is written again last."""
+        path = self.name.path(self.output_dir, model=model, stat="r", desc="best")
+        path.unlink(missing_ok=True)
+        sidecar_path(path).unlink(missing_ok=True)
 
     def write_model(self, scores: ModelScores, model: Mapping[str, Any]) -> list[Path]:
         """Write every map of one model."""
@@ -134,7 +142,6 @@ def _maps(scores: ModelScores) -> Iterator[tuple[str, str | None, FloatArray, di
     conditions = [condition.label for condition in scores.conditions]
     layers = list(scores.layers)
     chosen = {"Conditions": conditions, "Layers": layers}
-    yield "r", "best", scores.best_r, chosen
     yield "r2", "best", scores.best_r2, chosen
     yield "cvr2", "best", at_choice(scores.cv_r2, scores.best_condition, scores.best_layer, np.nan), chosen
     yield "bestcondition", None, _index(scores.best_condition), chosen
@@ -151,6 +158,7 @@ def _maps(scores: ModelScores) -> Iterator[tuple[str, str | None, FloatArray, di
         ):
             values = np.asarray(array[number], dtype=np.float32)
             yield stat, condition.label, values[0] if len(layers) == 1 else values, extra
+    yield "r", "best", scores.best_r, chosen  # last: by this map a model counts as finished
 
 
 def _index(choice: Any) -> FloatArray:

@@ -145,6 +145,8 @@ class ModelFeatures:
         n_layers = manifests[0]["entries"][0]["n_layers"]
         chosen = options.layers if options.layers is not None and n_layers > 1 else None
         self.layers = tuple(range(n_layers)) if chosen is None else tuple(x for x in chosen if x < n_layers)
+        absent = sorted(set(chosen or ()) - set(self.layers))
+        self.warnings = tuple(f"{model} has no layer {layer}; it was left out." for layer in absent)
         if not self.layers:
             raise UsageError(
                 f"--layers asks for {', '.join(map(str, chosen or ()))}, but {model} has the layers 0 to "
@@ -193,7 +195,7 @@ def score_model(
     low, high, n_alphas = options.alphas
     alphas = alpha_grid(low, high, int(n_alphas))
     board = ScoreBoard(features.conditions, features.layers, n_voxels=Y.shape[1], n_folds=len(rows.folds))
-    warnings: list[str] = []
+    warnings: list[str] = list(features.warnings)
     spaces = [(c, k) for c in range(len(features.conditions)) for k in range(len(features.layers))]
     label = f"fit sub-{features.design.participant} {features.model}"
     for c, k in tqdm(spaces, desc=label, unit="space", mininterval=5):

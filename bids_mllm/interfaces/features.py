@@ -15,7 +15,7 @@ from bids_mllm.features.extractor import ExtractionPlan, Family, ReadOut
 from bids_mllm.features.registry import load_family
 from bids_mllm.features.table import FeatureTable, check_table, table_windows
 from bids_mllm.interfaces.seeding import seed_everything
-from bids_mllm.io.clips import read_clips
+from bids_mllm.io.clips import decoder_identity, read_clips
 from bids_mllm.io.files import write_json
 from bids_mllm.io.store import FeatureEntry, FeatureStore, entry_description
 from bids_mllm.io.tables import read_feature_table
@@ -29,7 +29,6 @@ class _ExtractInputSpec(BaseInterfaceInputSpec):
     checkpoint = traits.Str(mandatory=True, desc="state of the weights on disk, so that changed ones run again")
     readout = traits.Str(mandatory=True, desc="JSON of a ReadOut")
     features_dir = traits.Str(mandatory=True, desc="folder of the feature store")
-    store_id = traits.Str(mandatory=True, desc="identity of the store: a new store is filled again")
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="cpu, cuda or cuda:N")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="counts against n_gpu_procs")
     app_version = traits.Str(mandatory=True, desc="so that a new version runs again")
@@ -94,7 +93,7 @@ def extract_stimulus(
         entries = {
             condition: store.entry(
                 entry_description(
-                    media={"sha256": stimulus.sha256, "kind": spec.media},
+                    media={"sha256": stimulus.sha256, "kind": spec.media, "decoder": decoder_identity()},
                     grid=grid,
                     identity=plan.identity,
                     condition=condition,
@@ -179,7 +178,6 @@ class _TableInputSpec(BaseInterfaceInputSpec):
     span = traits.Float(mandatory=True, desc="seconds of the stimulus that the table must cover")
     grids = traits.Str(mandatory=True, desc="JSON list of WindowGrids")
     features_dir = traits.Str(mandatory=True)
-    store_id = traits.Str(mandatory=True)
     app_version = traits.Str(mandatory=True)
 
 

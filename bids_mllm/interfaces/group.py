@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from bids_mllm.exceptions import InputDataError
 from bids_mllm.group.maps import group_choice, mean_maps
 from bids_mllm.group.tables import compare_models
-from bids_mllm.io.derivatives import MapName, outputs, write_map, write_table
-from bids_mllm.io.files import write_json
+from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_map, write_table
+from bids_mllm.io.files import write_json, written_record
 from bids_mllm.io.results import ModelResult, find_results, roi_tables, stack_maps
 from bids_mllm.records import FloatArray
 
@@ -65,7 +64,7 @@ class SummariseTables(SimpleInterface):
 
 def _listed(runtime: Any, written: Sequence[Path]) -> str:
     path = Path(runtime.cwd) / "written.json"
-    write_json(path, [str(item) for item in written])
+    write_json(path, written_record([*written, *map(sidecar_path, written)]))
     return str(path)
 
 
@@ -88,7 +87,6 @@ def write_group_model(results: Sequence[ModelResult], name: MapName) -> list[Pat
     """
     first = results[0].sidecar()
     conditions, layers = first["Conditions"], first["Layers"]
-    _same_read_outs(results, conditions, layers)
     facts = {
         "Model": first["Model"],
         "Participants": [result.name.participant for result in results],
@@ -100,16 +98,6 @@ def write_group_model(results: Sequence[ModelResult], name: MapName) -> list[Pat
     for condition in conditions:
         written += _write_means(results, name, condition, facts)
     return written + _write_choice(results, name, facts)
-
-
-def _same_read_outs(results: Sequence[ModelResult], conditions: list[str], layers: list[int]) -> None:
-    for result in results[1:]:
-        sidecar = result.sidecar()
-        if sidecar["Conditions"] != conditions or sidecar["Layers"] != layers:
-            raise InputDataError(
-                f"sub-{result.name.participant} and sub-{results[0].name.participant} have other instructions, "
-                f"poolings or layers of {result.model}; run the participant level of both with the same options."
-            )
 
 
 def _write_means(results: Sequence[ModelResult], name: MapName, desc: str, facts: dict[str, Any]) -> list[Path]:
@@ -133,9 +121,10 @@ def _write_training_score(results: Sequence[ModelResult], name: MapName, facts: 
 
 
 def _write_choice(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
+    _, mask, affine = stack_maps(results, "r", "best")
     per_condition = []
     for condition in facts["Conditions"]:
-        stacked, mask, affine = stack_maps(results, "cvr2", condition)
+        stacked, _, _ = stack_maps(results, "cvr2", condition, mask=mask)
         per_condition.append(stacked if stacked.ndim == 3 else stacked[:, None, :])
     condition, layer = group_choice(np.stack(per_condition, axis=1))
     numbers = np.asarray(facts["Layers"], dtype=np.float32)[np.maximum(layer, 0)]

@@ -8,7 +8,7 @@ import numpy as np
 from bids_mllm.fit.delays import delay_rows, delayed_valid
 from bids_mllm.fit.folds import group_repeats, make_folds
 from bids_mllm.fit.scaling import high_pass_rows, zscore_segments
-from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, ParticipantDesign
+from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, ParticipantDesign, Run, TRWindows
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
     Where all runs show the same film, or there is one run, contiguous parts of it are held out in turn and
     ``max(delay, window)`` TRs on both sides of the held-out part are left out of training.
     """
-    usable = tuple(delayed_valid(windows.valid, delays) for windows in design.windows)
+    usable = tuple(
+        usable_volumes(run, windows, delays) for run, windows in zip(design.runs, design.windows, strict=True)
+    )
     groups = group_repeats([set(windows.stim_files) for windows in design.windows])
     position = _positions(design)
     run_of_row = np.concatenate([np.full(int(rows.sum()), number) for number, rows in enumerate(usable)])
@@ -60,6 +62,13 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
     segments = _segments(position, folds, position_of_row, cut=len(set(groups)) == 1)
     segment_of_row = np.concatenate([at[rows] for at, rows in zip(segments, usable, strict=True)])
     return Rows(tuple(delays), usable, segments, run_of_row, segment_of_row, folds)
+
+
+def usable_volumes(run: Run, windows: TRWindows, delays: Sequence[int]) -> BoolArray:
+    """Volumes of a run whose own and delayed windows are complete and whose magnetisation was steady, (n_trs,)."""
+    usable = delayed_valid(windows.valid, delays)
+    usable[: run.non_steady_state] = False
+    return usable
 
 
 def _positions(design: ParticipantDesign) -> list[FloatArray]:

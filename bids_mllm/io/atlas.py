@@ -1,6 +1,7 @@
 """Label atlases on the grid of the maps."""
 
 import csv
+import hashlib
 import re
 import zlib
 from pathlib import Path
@@ -38,6 +39,24 @@ def read_labels(image_path: Path) -> dict[int, str]:
             f"The atlas table {table} must have the tab-separated columns index (integers) and name."
         ) from None
     return {index: name for index, name in labels.items() if index != 0}
+
+
+def atlas_digest(image_path: Path) -> str:
+    """Return a digest of the image and its table."""
+    table = image_path.with_name(image_path.name.partition(".")[0] + ".tsv")
+    return hashlib.sha256(image_path.read_bytes() + table.read_bytes()).hexdigest()
+
+
+def check_atlas(image_path: Path) -> None:
+    """Raise a UsageError when the image or its table cannot be read, before anything is computed."""
+    import nibabel as nib
+    from nibabel.filebasedimages import ImageFileError
+
+    read_labels(image_path)
+    try:
+        nib.load(image_path)
+    except (OSError, ImageFileError) as error:
+        raise UsageError(f"The atlas {image_path} cannot be read as a label image: {error}.") from error
 
 
 def load_atlas(image_path: Path, mask: BoolArray, affine: Any) -> Atlas:

@@ -64,7 +64,12 @@ def unusable_voxels(series: FloatArray) -> BoolArray:
 
 
 def clean_run(
-    series: FloatArray, confounds: FloatArray | None, *, repetition_time: float, high_pass: float
+    series: FloatArray,
+    confounds: FloatArray | None,
+    *,
+    repetition_time: float,
+    high_pass: float,
+    non_steady_state: int = 0,
 ) -> FloatArray:
     """Regress confounds and cosine drifts out of one run in one step, by nilearn.
 
@@ -77,15 +82,20 @@ def clean_run(
     confounds : (n_volumes, n_confounds) or None
     high_pass
         Hz; 0 removes the mean only.
+    non_steady_state
+        First volumes that take no part in the regression; they come out as NaN.
     """
     from nilearn.signal import clean
 
-    centred = series - series.mean(axis=0, dtype=np.float64)
+    kept = slice(non_steady_state, None)
     drifts = _cosine_drifts(len(series), repetition_time=repetition_time, high_pass=high_pass)
     regressors = drifts if confounds is None else np.hstack([drifts, confounds])
+    centred = series[kept] - series[kept].mean(axis=0, dtype=np.float64)
     if regressors.shape[1]:
-        centred = clean(centred, detrend=False, standardize=None, confounds=regressors, filter=False)
-    return np.asarray(centred, dtype=np.float32)
+        centred = clean(centred, detrend=False, standardize=None, confounds=regressors[kept], filter=False)
+    cleaned = np.full(series.shape, np.nan, dtype=np.float32)
+    cleaned[kept] = centred
+    return cleaned
 
 
 def _cosine_drifts(n_volumes: int, *, repetition_time: float, high_pass: float) -> FloatArray:
@@ -124,7 +134,15 @@ def prepare_runs(
         unusable = unusable_voxels(raw)
         raw[:, unusable] = 0.0
         confounds, names = load_confounds(run, strategy)
-        cleaned.append(clean_run(raw, confounds, repetition_time=run.repetition_time, high_pass=high_pass))
+        cleaned.append(
+            clean_run(
+                raw,
+                confounds,
+                repetition_time=run.repetition_time,
+                high_pass=high_pass,
+                non_steady_state=run.non_steady_state,
+            )
+        )
         bad |= unusable
     if bad.all():
         raise InputDataError(

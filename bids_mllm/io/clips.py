@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,12 +37,19 @@ if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.video.frame import VideoFrame
 
+# Raise when a frame or a sample is chosen, scaled or mixed in another way than before: stored features then differ.
+DECODING_RULES = "1"
 # A time stamp this much later than the asked instant still counts as at that instant: Matroska rounds to ms.
 FRAME_TOLERANCE = 5e-4
 # Decoded and thrown away before the first wanted sample, so that the decoder's memory is filled.
 AUDIO_MARGIN = 1.0
 # Smaller steps between time stamp and sample count are rounding, not gaps.
 GAP_TOLERANCE = 2e-3
+
+
+def decoder_identity() -> dict[str, str]:
+    """Return what changes decoded frames and samples besides the file: PyAV's version and this module's rules."""
+    return {"av": version("av"), "rules": DECODING_RULES}
 
 
 def probe_stimulus(path: Path, stim_file: str) -> Stimulus:

@@ -86,9 +86,9 @@ def write_map(path: Path, values: FloatArray, mask: BoolArray, affine: Any, side
     import nibabel as nib
 
     volume = to_volume(np.asarray(values, dtype=np.float32), mask)
+    write_json(sidecar_path(path), dict(sidecar))
     with atomic_path(path) as scratch:
         nib.Nifti1Image(volume, affine).to_filename(scratch)
-    write_json(sidecar_path(path), dict(sidecar))
 
 
 def write_mask(path: Path, mask: BoolArray, affine: Any, sidecar: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
@@ -70,6 +70,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BidsMllmError(f"{path} cannot be read as JSON ({error}); remove it and run again.") from error
+
+
+def written_record(paths: Sequence[Path]) -> list[list[Any]]:
+    """Return path, size and time of files, by which `still_written` knows them again."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def still_written(record: Path) -> bool:
+    """Whether every file of a record that `written_record` made is there and as it was; True without a record."""
+    if not record.is_file():
+        return True
+    for name, size, time in read_json(record):
+        path = Path(name)
+        if not path.is_file() or [path.stat().st_size, path.stat().st_mtime_ns] != [size, time]:
+            return False
+    return True
 
 
 def write_tsv(path: Path, rows: list[dict[str, Any]], columns: list[str] | None = None) -> None:

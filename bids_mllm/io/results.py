@@ -32,6 +32,13 @@ class ModelResult:
         """Return the path of one of its outputs."""
         return self.name.path(self.output_dir, model=self.model, stat=stat, desc=desc, extension=extension, atlas=atlas)
 
+    def heading(self, others: Sequence["ModelResult"]) -> str:
+        """Return the model's name, with films and space where these differ among `others`."""
+        places = {(other.name.task, other.name.space, other.name.resolution) for other in others}
+        if len(places) < 2:
+            return self.model
+        return f"{self.model} (films {self.name.task}, space {self.name.space})"
+
     def sidecar(self) -> dict[str, Any]:
         """Return the sidecar of its best map."""
         content: dict[str, Any] = read_json(sidecar_path(self.path("r", "best")))
@@ -72,10 +79,12 @@ def roi_tables(result: ModelResult) -> dict[str, list[dict[str, str]]]:
     return tables
 
 
-def stack_maps(results: Sequence[ModelResult], stat: str, desc: str | None) -> tuple[FloatArray, BoolArray, Any]:
+def stack_maps(
+    results: Sequence[ModelResult], stat: str, desc: str | None, *, mask: BoolArray | None = None
+) -> tuple[FloatArray, BoolArray, Any]:
     """Return one map of several participants as (n_participants, [n_layers,] n_voxels) with mask and affine.
 
-    The voxels are those where any participant has a value.
+    The voxels are those of `mask`, or those where any participant has a value.
 
     Raises
     ------
@@ -94,6 +103,7 @@ def stack_maps(results: Sequence[ModelResult], stat: str, desc: str | None) -> t
         affine = own
         volumes.append(volume)
     stacked = np.stack(volumes)
-    finite = np.isfinite(stacked).any(axis=0)
-    mask: BoolArray = np.asarray(finite.any(axis=-1) if finite.ndim == 4 else finite)
+    if mask is None:
+        finite = np.isfinite(stacked).any(axis=0)
+        mask = np.asarray(finite.any(axis=-1) if finite.ndim == 4 else finite)
     return np.stack([volume[mask].T for volume in stacked]), mask, affine

@@ -9,18 +9,15 @@ import errno
 import hashlib
 import json
 import tempfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from bids_mllm.exceptions import StoreError
-from bids_mllm.io.files import write_json
 from bids_mllm.records import Condition, WindowGrid
 
 FORMAT = 1
@@ -173,23 +170,3 @@ def _write_error(path: Path, error: OSError) -> StoreError:
             "again: what was finished is kept."
         )
     return StoreError(f"The feature entry {path} cannot be written ({error}); check its permissions.")
-
-
-def store_identity(folder: Path) -> str:
-    """Return a name that a store keeps for life, made when the folder is new.
-
-    A store that was removed and made again has another, so that what was done before is not taken to be there.
-    """
-    path = folder / "store.json"
-    if not path.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / ".store.lock", timeout=120):
-                if not path.is_file():  # another process may have made it a moment ago
-                    write_json(path, {"id": uuid.uuid4().hex, "format": FORMAT})
-        except OSError as error:
-            raise _write_error(path, error) from error
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is damaged ({error}); remove it and run again.") from error

@@ -39,6 +39,9 @@ def read_feature_table(folder: Path, stim_file: str) -> dict[str, Any]:
         )
     names, rows = _read_text(path)
     columns = [name for name in names if name not in ("onset", "duration")]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise StimulusError(f"The feature table {path} has the column {twice[0]} twice; give each a name of its own.")
     if names[:1] != ["onset"] or "duration" not in names or not columns:
         raise StimulusError(
             f"The feature table {path} has the columns {', '.join(names) or 'none'}; expected the tab-separated "

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 
 from nipype.pipeline.engine import Node, Workflow
 
@@ -10,6 +11,7 @@ from bids_mllm import __version__
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.interfaces.group import SummariseModel, SummariseTables
+from bids_mllm.io.files import still_written
 from bids_mllm.io.results import ModelResult, find_results
 
 
@@ -37,6 +39,32 @@ def group_results(settings: Settings) -> tuple[ModelResult, ...]:
     return found
 
 
+#: What must be equal for scores of participants to be averaged; what may differ is warned about in the report.
+COMPARABLE = (
+    "Conditions", "Layers", "WindowLength", "WindowPosition", "DelaysTR", "Confounds", "HighPassHz", "Alphas", "Sloppy",
+    "Model",
+)  # fmt: skip
+
+
+def check_comparable(results: Sequence[ModelResult]) -> None:
+    """Raise an InputDataError when participants of one model and space were fitted with other options.
+
+    The sentence names two participants, the option and both values.
+    """
+    first: dict[tuple[str, ...], ModelResult] = {}
+    for result in results:
+        key = (result.name.task, result.name.space, result.name.resolution or "", result.model)
+        reference = first.setdefault(key, result)
+        mine, other = result.sidecar(), reference.sidecar()
+        for name in COMPARABLE:
+            if mine.get(name) != other.get(name):
+                raise InputDataError(
+                    f"{result.model} of sub-{result.name.participant} was made with {name} {mine.get(name)}, that of "
+                    f"sub-{reference.name.participant} with {other.get(name)}; run the participant level of both with "
+                    "the same options, or choose participants with --participant-label."
+                )
+
+
 def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflow:
     """Build the graph of the group level from the results of the participant level."""
     workflow = Workflow(name="bids_mllm_group", base_dir=str(settings.work_dir))
@@ -56,10 +84,17 @@ def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflo
         for model in dict.fromkeys(result.model for result in own):
             of_model = [result for result in own if result.model == model]
             interface = SummariseModel(model=model, signatures=_signatures(of_model), **common)
-            workflow.add_nodes([Node(interface, name=f"maps_{label}_{model}")])
+            _add(workflow, Node(interface, name=f"maps_{label}_{model}"))
         tables = SummariseTables(signatures=_signatures(own), **common)
-        workflow.add_nodes([Node(tables, name=f"tables_{label}")])
+        _add(workflow, Node(tables, name=f"tables_{label}"))
     return workflow
+
+
+def _add(workflow: Workflow, node: Node) -> None:
+    """Add a node; it runs again when its outputs are gone or were changed, which nipype does not look at."""
+    workflow.add_nodes([node])
+    record = Path(workflow.base_dir) / workflow.name / node.name / "written.json"
+    node.overwrite = None if still_written(record) else True
 
 
 def _signatures(results: Sequence[ModelResult]) -> str:

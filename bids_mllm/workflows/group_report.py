@@ -1,6 +1,7 @@
 """The group page, made from the outputs on disk."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bids_mllm.report.content import Picture, Table
 from bids_mllm.report.pages import GroupPage, ModelPictures, ReportedError, render_group
 from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.facts import library_versions
-from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table, template_background
+from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table
 from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
 from bids_mllm.workflows.run import Failure
 
@@ -29,13 +30,7 @@ SCORE_COLUMNS = ("r", "r2", "cv_r2")
 def write_group_report(settings: Settings, results: Sequence[ModelResult], *, failures: tuple[Failure, ...]) -> Path:
     """Write ``group.html`` from the group maps and tables; returns its path."""
     of_group = group_models(results)
-    pictures = [
-        picture
-        for name in dict.fromkeys(result.name for result in of_group)
-        for picture in best_maps(
-            [r for r in of_group if r.name == name], template_background(name.space), who="the group"
-        )
-    ]
+    pictures = best_maps(of_group, who="the group")
     roi_pictures, roi_tables = _rois(settings.output_dir, of_group)
     page = GroupPage(
         participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
@@ -86,11 +81,23 @@ def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
         own = {result.model for result in results if result.name.participant == participant}
         if own != models:
             warnings.append(f"sub-{participant} has no results of {', '.join(sorted(models - own))}.")
+    warnings += _split_warning(results)
     n = len({result.name.participant for result in results})
     warnings.append(
         f"{n} participants: means over participants describe this sample; no test over participants is made here."
     )
     return tuple(warnings)
+
+
+def _split_warning(results: Sequence[ModelResult]) -> list[str]:
+    """Warn where participants were not held out on the same films, so that each set has maps of its own."""
+    by_task: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        by_task[result.name.task].add(str(result.name.participant))
+    if len(by_task) < 2:
+        return []
+    sets = "; ".join(f"{task}: {', '.join(sorted(labels))}" for task, labels in by_task.items())
+    return [f"Participants were not held out on the same films, so each set has maps and tables of its own ({sets})."]
 
 
 def _summary(results: Sequence[ModelResult]) -> dict[str, Any]:
@@ -144,7 +151,8 @@ def _rois(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[tuple[Pict
             atlas = match.group(1) if match else path.stem
             summary = roi_summary([_numbers(row) for row in read_tsv(path) if row["layer"] == "best"])
             best = [row for row in summary if row["condition"] == "best"]
-            picture, table = _roi_block(best, atlas)
+            many = len({result.name for result in of_group}) > 1
+            picture, table = _roi_block(best, f"{atlas} (films {name.task}, space {name.space})" if many else atlas)
             pictures.append(picture)
             tables.append(table)
     return tuple(pictures), tuple(tables)

@@ -16,9 +16,10 @@ from bids_mllm.interfaces.bold import PrepareBold
 from bids_mllm.interfaces.derivatives import WriteMaps
 from bids_mllm.interfaces.encoding import FitScores
 from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable
+from bids_mllm.io.atlas import atlas_digest
 from bids_mllm.io.design import design_to_text
-from bids_mllm.io.files import write_text_if_changed
-from bids_mllm.io.store import store_identity
+from bids_mllm.io.files import read_json, still_written, write_text_if_changed
+from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import ModelSpec, ParticipantDesign, WindowGrid
 from bids_mllm.workflows.facts import map_facts
 from bids_mllm.workflows.plan import StudyPlan
@@ -36,7 +37,9 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
     """
     workflow = Workflow(name="bids_mllm_participant", base_dir=str(plan.settings.work_dir))
     features = _feature_nodes(plan, device)
-    workflow.add_nodes([node for nodes in features.values() for node in nodes])
+    for node in (node for nodes in features.values() for node in nodes):
+        workflow.add_nodes([node])
+        node.overwrite = _must_extract_again(workflow, node) or None
     for design in plan.designs:
         _connect_participant(workflow, plan, design, features, device)
     return workflow
@@ -45,11 +48,10 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
 def _feature_nodes(plan: StudyPlan, device: str) -> dict[str, list[Node]]:
     """Nodes by stimulus: one a model and window length, one a feature table and window length."""
     settings = plan.settings
-    store_id = store_identity(settings.store_dir)
     nodes: dict[str, list[Node]] = defaultdict(list)
     for number, ((stim_file, _), grids) in enumerate(sorted(_grids(plan).items())):
         for model in plan.models:
-            nodes[stim_file].append(_extract_node(plan, model, stim_file, grids, number, store_id, device))
+            nodes[stim_file].append(_extract_node(plan, model, stim_file, grids, number, device))
         for name, folder in settings.feature_table.items():
             interface = ReadFeatureTable(
                 name=name,
@@ -59,7 +61,6 @@ def _feature_nodes(plan: StudyPlan, device: str) -> dict[str, list[Node]]:
                 span=plan.spans[stim_file],
                 grids=_grids_json(grids),
                 features_dir=str(settings.store_dir),
-                store_id=store_id,
                 app_version=__version__,
             )
             nodes[stim_file].append(Node(interface, name=f"table_{name}_{number:04d}", mem_gb=0.5))
@@ -87,7 +88,6 @@ def _extract_node(
     stim_file: str,
     grids: Sequence[WindowGrid],
     number: int,
-    store_id: str,
     device: str,
 ) -> Node:
     settings = plan.settings
@@ -104,7 +104,6 @@ def _extract_node(
         checkpoint=_checkpoint_signature(model),
         readout=json.dumps(readout, sort_keys=True),
         features_dir=str(settings.store_dir),
-        store_id=store_id,
         device=device if model.instructed else "cpu",
         use_gpu=on_gpu,
         app_version=__version__,
@@ -175,18 +174,40 @@ def _connect_participant(
             design=str(design_file),
             facts=json.dumps(map_facts(plan, design), sort_keys=True),
             atlases=[str(path) for path in settings.atlas],
+            atlas_digests=[atlas_digest(path) for path in settings.atlas],
             output_dir=str(settings.output_dir),
             app_version=__version__,
         ),
         name=f"maps_{label}",
         mem_gb=2.0,
     )
+    maps.overwrite = _must_write_again(workflow, maps) or None
     for position, node in enumerate(sources, start=1):
         workflow.connect(node, "manifest", merge, f"in{position}")
     workflow.connect(merge, "out", fit, "manifests")
     workflow.connect(bold, "info", fit, "bold")
     workflow.connect(bold, "info", maps, "bold")
     workflow.connect(fit, "scores", maps, "scores")
+
+
+def _node_dir(workflow: Workflow, node: Node) -> Path:
+    folder: Path = Path(workflow.base_dir) / workflow.name / node.name
+    return folder
+
+
+def _must_write_again(workflow: Workflow, node: Node) -> bool:
+    """Whether outputs that the node wrote before are gone or were changed since, which nipype does not look at."""
+    return not still_written(_node_dir(workflow, node) / "written.json")
+
+
+def _must_extract_again(workflow: Workflow, node: Node) -> bool:
+    """Whether the store lacks a chunk of what the node put there before."""
+    manifest = _node_dir(workflow, node) / "manifest.json"
+    if not manifest.is_file():
+        return False
+    rows = read_json(manifest)["entries"]
+    entries = (FeatureEntry(Path(r["path"]), r["n_windows"], r["n_layers"], r["width"]) for r in rows)
+    return any(entry.missing_chunks() for entry in entries)
 
 
 def _brain_only(design: ParticipantDesign) -> ParticipantDesign:

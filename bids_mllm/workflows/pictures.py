@@ -37,12 +37,14 @@ def _image(volume: FloatArray, affine: Any) -> Any:
     return nib.Nifti1Image(np.asarray(volume, dtype=np.float32), affine)
 
 
-def best_maps(
-    results: Sequence[ModelResult], background: Any, *, who: str = "this participant"
-) -> tuple[ModelPictures, ...]:
+def best_maps(results: Sequence[ModelResult], *, who: str = "this participant") -> tuple[ModelPictures, ...]:
     """Return for each model the maps of the best r, the best layer and the best condition."""
     top = _common_top(results)
-    return tuple(_maps_of(result, background, top=top, who=who) for result in results)
+    backgrounds = {space: template_background(space) for space in {result.name.space for result in results}}
+    return tuple(
+        ModelPictures(result.heading(results), _maps_of(result, backgrounds[result.name.space], top=top, who=who))
+        for result in results
+    )
 
 
 def _common_top(results: Sequence[ModelResult]) -> float | None:
@@ -52,7 +54,7 @@ def _common_top(results: Sequence[ModelResult]) -> float | None:
     return float(max(np.percentile(flat, 99.5), 0.05)) if flat.size else None
 
 
-def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: str) -> ModelPictures:
+def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: str) -> tuple[Picture, ...]:
     sidecar = result.sidecar()
     volume, affine = result.map("r", "best")
     many = len(sidecar["Conditions"]) * len(sidecar["Layers"]) > 1
@@ -93,7 +95,7 @@ def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: st
                 "Best condition (pooling and instruction), chosen inside training, where held-out r is above 0.",
             )
         )
-    return ModelPictures(result.model, tuple(pictures))
+    return tuple(pictures)
 
 
 def _only_predicted(values: FloatArray, scores: FloatArray) -> FloatArray:
@@ -118,7 +120,7 @@ def score_table(results: Sequence[ModelResult]) -> Table:
         best = values if values.size else np.array([np.nan])
         rows.append(
             (
-                result.model,
+                result.heading(results),
                 int(values.size),
                 float(best.mean()),
                 float(np.median(best)),
@@ -177,7 +179,7 @@ def layer_pictures(results: Sequence[ModelResult]) -> tuple[ModelPictures, ...]:
                 f"Held-out r by condition and layer; {note}.",
             ),
         )
-        pictures.append(ModelPictures(result.model, own))
+        pictures.append(ModelPictures(result.heading(results), own))
     return tuple(pictures)
 
 

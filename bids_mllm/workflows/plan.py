@@ -24,9 +24,10 @@ from bids_mllm.exceptions import InputDataError, StimulusError, UsageError
 from bids_mllm.features.instructions import choose_instructions, load_instructions
 from bids_mllm.features.registry import resolve_models
 from bids_mllm.features.table import check_table
+from bids_mllm.fit.folds import MIN_TRAINING_ROWS
 from bids_mllm.interfaces.features import table_from_content
-from bids_mllm.interfaces.rows import make_rows
-from bids_mllm.io.atlas import atlas_name
+from bids_mllm.interfaces.rows import make_rows, usable_volumes
+from bids_mllm.io.atlas import atlas_name, check_atlas
 from bids_mllm.io.probes import ProbeCache
 from bids_mllm.io.tables import read_feature_table
 from bids_mllm.records import DroppedRun, Instruction, ModelSpec, ParticipantDesign, Run, Stimulus
@@ -83,8 +84,9 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
     _check_sound(models, stimuli)
     spans = _spans(settings, usable, models, stimuli)
     usable, tableless = _check_spans(usable, spans)
+    usable, short = (usable, ()) if only_list else _check_overlap(settings, usable, spans)
     digests = {} if only_list else _check_tables(settings, usable, spans)
-    dropped = (*lost, *dropped, *tableless)
+    dropped = (*lost, *dropped, *tableless, *short)
     if not usable:
         raise InputDataError(_nothing_left(dropped))
     designs = _designs(settings, usable, dropped, spans)
@@ -117,9 +119,10 @@ def _models(settings: Settings) -> tuple[ModelSpec, ...]:
 
 
 def _check_atlases(atlases: Sequence[Path]) -> None:
-    """Refuse atlases whose tables would be written under one name."""
+    """Refuse atlases that cannot be read or whose tables would be written under one name."""
     names: dict[str, Path] = {}
     for path in atlases:
+        check_atlas(path)
         first = names.setdefault(atlas_name(path), path)
         if first != path:
             raise UsageError(
@@ -241,6 +244,29 @@ def _check_spans(runs: Sequence[Run], spans: Mapping[str, float]) -> tuple[tuple
         unknown = [s.stim_file for s in run.showings if spans[s.stim_file] <= 0]
         if unknown:
             reason = f"neither the events nor a file say how long {unknown[0]} lasts; give the duration in the events"
+            dropped.append(DroppedRun(run.participant, run.label, reason))
+        else:
+            kept.append(run)
+    return tuple(kept), tuple(dropped)
+
+
+def _check_overlap(
+    settings: Settings, runs: Sequence[Run], spans: Mapping[str, float]
+) -> tuple[tuple[Run, ...], tuple[DroppedRun, ...]]:
+    """Set apart runs in which too few volumes have a complete window and complete delays."""
+    kept, dropped = [], []
+    for run in runs:
+        windows = align_run(run, spans, window=settings.window, position=settings.window_position)
+        n_usable = 0
+        if run.n_volumes > max(settings.delays):
+            n_usable = int(usable_volumes(run, windows, settings.delays).sum())
+        n_drifts = int(2 * run.n_volumes * run.repetition_time * settings.high_pass) + 1
+        needed = max(MIN_TRAINING_ROWS, n_drifts + 2)
+        if n_usable < needed:
+            reason = (
+                f"only {n_usable} of {run.n_volumes} volumes have a complete window and complete delays, and at least "
+                f"{needed} are needed; check when its stimulus starts and how long it lasts"
+            )
             dropped.append(DroppedRun(run.participant, run.label, reason))
         else:
             kept.append(run)

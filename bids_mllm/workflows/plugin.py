@@ -85,20 +85,26 @@ def set_nipype_level(verbose: int) -> None:
 def choose_plugin(settings: Settings) -> tuple[Any, dict[str, Any]]:
     """Return the plugin (an object or a name) and its arguments for `Workflow.run`."""
     if settings.use_plugin is not None:
-        return _plugin_from_file(settings.use_plugin)
-    arguments = {
+        return _plugin_from_file(settings)
+    arguments = _resources(settings)
+    if settings.nprocs == 1:
+        return "Linear", arguments
+    return ResilientMultiProcPlugin(arguments, verbose=settings.verbose), arguments
+
+
+def _resources(settings: Settings) -> dict[str, Any]:
+    """Arguments of MultiProc; the number of GPU slots is never left to nipype, which finds 0 without nvidia-smi."""
+    return {
         "n_procs": settings.nprocs,
         "memory_gb": settings.mem_mb / 1024,
         "n_gpu_procs": settings.n_gpu_procs,
         "raise_insufficient": False,
         "mp_context": START_METHOD,
     }
-    if settings.nprocs == 1:
-        return "Linear", arguments
-    return ResilientMultiProcPlugin(arguments, verbose=settings.verbose), arguments
 
 
-def _plugin_from_file(path: Path) -> tuple[Any, dict[str, Any]]:
+def _plugin_from_file(settings: Settings) -> tuple[Any, dict[str, Any]]:
+    path = settings.use_plugin or Path()
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         name, arguments = content["plugin"], dict(content.get("plugin_args") or {})
@@ -109,6 +115,6 @@ def _plugin_from_file(path: Path) -> tuple[Any, dict[str, Any]]:
     if name not in PLUGINS:
         raise UsageError(f"The plugin file {path} names {name!r}; known plugins are {', '.join(PLUGINS)}.")
     if name == "MultiProc":
-        arguments.setdefault("mp_context", START_METHOD)
-        return ResilientMultiProcPlugin(arguments), arguments
+        arguments = _resources(settings) | arguments
+        return ResilientMultiProcPlugin(arguments, verbose=settings.verbose), arguments
     return name, arguments

@@ -1,5 +1,6 @@
 """Pages and methods text, made from the plan and from the outputs that are on disk."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -15,6 +16,7 @@ from bids_mllm.features.registry import load_family
 from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.interfaces.rows import make_rows
 from bids_mllm.io.confounds import load_confounds
+from bids_mllm.io.derivatives import film_label
 from bids_mllm.io.files import write_text
 from bids_mllm.io.results import ModelResult, find_results
 from bids_mllm.io.tables import read_feature_table
@@ -29,7 +31,6 @@ from bids_mllm.workflows.pictures import (
     layer_pictures,
     roi_content,
     score_table,
-    template_background,
 )
 from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
@@ -151,7 +152,6 @@ def write_participant_report(
     found = find_results(plan.settings.output_dir, [design.participant])
     results = [result for result in found if _planned(plan, design, result)]
     rows = make_rows(design, delays=plan.settings.delays, n_folds=plan.settings.n_folds)
-    background = template_background(design.space)
     pictures, tables = roi_content(results)
     page = ParticipantPage(
         participant=design.participant,
@@ -171,7 +171,7 @@ def write_participant_report(
             f"{cv_words(design, plan.settings.n_folds).capitalize()}.",
         ),
         scores=(score_table(results),) if results else (),
-        maps=best_maps(results, background),
+        maps=best_maps(results),
         roi_pictures=pictures,
         roi_tables=tables,
         layer_pictures=layer_pictures(results),
@@ -238,6 +238,7 @@ def participant_warnings(
         warnings.append("Made with --sloppy: the low-level features are coarse; use for trying out only.")
     if plan.settings.window_position != "end":
         warnings.append("Windows do not end with their TR, so that features may hold frames shown after it.")
+    warnings += _neighbour_warning(design)
     for windows in design.windows:
         seconds = windows.report["unexplained_seconds"]
         if seconds > 1:
@@ -249,6 +250,23 @@ def participant_warnings(
         warnings += sidecar["Warnings"]
         warnings += _edge_warning(result, sidecar)
     return tuple(warnings)
+
+
+def _neighbour_warning(design: ParticipantDesign) -> list[str]:
+    """Warn where segments of one film are on both sides of a split: neighbours may share seconds of film."""
+    segments: dict[str, set[frozenset[str]]] = defaultdict(set)
+    for number, (run, windows) in enumerate(zip(design.runs, design.windows, strict=True)):
+        side = design.test_runs is not None and number in design.test_runs
+        if design.test_runs is None or not side:
+            segments[film_label([run.task])].add(frozenset(windows.stim_files))
+    films = sorted(film for film, shown in segments.items() if len(shown) > 1)
+    if not films:
+        return []
+    where = "the inner splits that choose alpha" if design.test_runs is not None else "the splits"
+    return [
+        f"Segments of {', '.join(films)} are on both sides of {where}: where neighbouring segments overlap in film time, "
+        "these seconds are seen on both sides."
+    ]
 
 
 def _edge_warning(result: ModelResult, sidecar: Mapping[str, Any]) -> list[str]:

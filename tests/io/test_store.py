@@ -13,7 +13,6 @@ from bids_mllm.io.store import (
     FeatureStore,
     canonical_json,
     entry_description,
-    store_identity,
 )
 from bids_mllm.records import Condition, WindowGrid
 
@@ -199,32 +198,23 @@ def test_a_full_disk_while_creating_leaves_nothing_under_the_final_name(disk):
     with pytest.raises(StoreError, match=r"The disk that holds"):
         FeatureStore(disk).entry({"a": 1}, n_windows=10, n_layers=1, width=4)
     assert names_below(disk) == ["ballast"]
-    with pytest.raises(StoreError, match=r"No space left|is full"):
-        store_identity(disk)
-    assert "store.json" not in names_below(disk)
 
 
 def test_a_store_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot be written"):
         FeatureStore(tmp_path / "file").entry({"a": 1}, n_windows=1, n_layers=1, width=1)
-    with pytest.raises(StoreError, match=r"cannot be written"):
-        store_identity(tmp_path / "file")
 
 
 def _make_at_once(folder, barrier, results):
     store = FeatureStore(folder)
-    identities = []
-    for number in range(30):
-        barrier.wait()
-        identities.append(store_identity(folder / f"store{number}"))
     barrier.wait()
     entries = [store.entry({"a": number}, n_windows=70, n_layers=2, width=3) for number in range(20)]
     for entry in entries:
         for chunk in range(entry.n_chunks):
             rows = entry.rows(chunk)
             entry.write(chunk, np.full((rows.stop - rows.start, 2, 3), 7, dtype=np.float32))
-    results.put((identities, [str(entry.path) for entry in entries]))
+    results.put([str(entry.path) for entry in entries])
 
 
 def test_two_processes_make_the_same_entries_at_once(tmp_path):
@@ -238,30 +228,12 @@ def test_two_processes_make_the_same_entries_at_once(tmp_path):
         worker.join(60)
         assert worker.exitcode == 0
     assert first == second
-    assert len(set(first[1])) == 20
+    assert len(set(first)) == 20
     for number in range(20):
         entry = FeatureStore(tmp_path).entry({"a": number}, n_windows=70, n_layers=2, width=3)
         assert (entry.read() == 7).all()
     assert [name for name in [p.name for p in tmp_path.iterdir()] if name.startswith(".new")] == []
     assert not any(".new-" in name or "partial" in name for name in names_below(tmp_path))
-
-
-def test_a_store_keeps_its_identity_until_it_is_removed(tmp_path):
-    folder = tmp_path / "new" / "store"
-    first = store_identity(folder)
-    assert store_identity(folder) == first
-    FeatureStore(folder).entry({"a": 1}, n_windows=1, n_layers=1, width=1)
-    assert store_identity(folder) == first
-    (folder / "store.json").unlink()
-    assert store_identity(folder) != first
-    assert store_identity(tmp_path / "other") != first
-
-
-@pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
-def test_a_damaged_identity_is_one_sentence(tmp_path, content):
-    (tmp_path / "store.json").write_text(content)
-    with pytest.raises(StoreError, match=r"store.json is damaged .*remove it"):
-        store_identity(tmp_path)
 
 
 def test_a_full_disk_by_its_error_number(entry, values, monkeypatch):
