@@ -347,7 +347,8 @@ def _check_group_options(given: dict[str, Any]) -> None:
     if given["analysis_level"] == "group" and idle:
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
         raise UsageError(
-            f"{names} has no effect at the group level, which summarises what the participant level wrote; leave it out."
+            f"{names} has no effect at the group level, which summarises what the participant level wrote; leave it "
+            "out."
         )
 
 

@@ -143,6 +143,21 @@ def _connect_participant(
     used = sorted({stim_file for windows in design.windows for stim_file in windows.stim_files})
     sources = [node for stim_file in used for node in features[stim_file]]
     merge = Node(Merge(len(sources)), name=f"manifests_{label}", run_without_submitting=True)
+    bold, fit, maps = _participant_nodes(plan, design, label, design_file, runs_file, device)
+    maps.overwrite = _must_write_again(workflow, maps) or None
+    for position, node in enumerate(sources, start=1):
+        workflow.connect(node, "manifest", merge, f"in{position}")
+    workflow.connect(merge, "out", fit, "manifests")
+    workflow.connect(bold, "info", fit, "bold")
+    workflow.connect(bold, "info", maps, "bold")
+    workflow.connect(fit, "scores", maps, "scores")
+
+
+def _participant_nodes(
+    plan: StudyPlan, design: ParticipantDesign, label: str, design_file: Path, runs_file: Path, device: str
+) -> tuple[Node, Node, Node]:
+    """Return the nodes that clean the BOLD, fit and score, and write the maps."""
+    settings = plan.settings
     bold = Node(
         PrepareBold(
             design=str(runs_file),
@@ -181,13 +196,7 @@ def _connect_participant(
         name=f"maps_{label}",
         mem_gb=2.0,
     )
-    maps.overwrite = _must_write_again(workflow, maps) or None
-    for position, node in enumerate(sources, start=1):
-        workflow.connect(node, "manifest", merge, f"in{position}")
-    workflow.connect(merge, "out", fit, "manifests")
-    workflow.connect(bold, "info", fit, "bold")
-    workflow.connect(bold, "info", maps, "bold")
-    workflow.connect(fit, "scores", maps, "scores")
+    return bold, fit, maps
 
 
 def _node_dir(workflow: Workflow, node: Node) -> Path:

@@ -264,8 +264,8 @@ def _neighbour_warning(design: ParticipantDesign) -> list[str]:
         return []
     where = "the inner splits that choose alpha" if design.test_runs is not None else "the splits"
     return [
-        f"Segments of {', '.join(films)} are on both sides of {where}: where neighbouring segments overlap in film time, "
-        "these seconds are seen on both sides."
+        f"Segments of {', '.join(films)} are on both sides of {where}: where neighbouring segments overlap in film "
+        "time, these seconds are seen on both sides."
     ]
 
 

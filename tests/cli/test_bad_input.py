@@ -324,3 +324,47 @@ def test_two_atlases_of_one_name(call, own_study, tmp_path):
     result = participant(call, own_study, tmp_path / "out", "--atlas", atlas, other)
     assert result.status == 2
     sentence(result, "both carry the name planted")
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "parts"),
+    [
+        ("--task-id", ("life01", "typo99"), ("task typo99", "bourne01, bourne02, life01, wolf01")),
+        ("--session-label", ("001", "nope"), ("ses nope", "001, 002")),
+        ("--run-id", ("1", "77"), ("run 77", "1, 2")),
+        ("--space", (SPACE, "MNI152NLin6Asym"), ("space MNI152NLin6Asym", SPACE)),
+    ],
+)
+def test_unknown_labels_beside_known_ones(call, study, tmp_path, option, values, parts):
+    result = participant(call, study, tmp_path / "out", option, *values)
+    assert result.status == 2
+    sentence(result, *parts)
+
+
+def test_run_that_ends_before_its_film_starts_is_left_out(call, own_study, tmp_path):
+    (own_study / "task-wolf01_events.tsv").write_text(
+        "onset\tduration\tstim_file\n500\t45\twolf/wolf01.mkv\n", encoding="utf-8"
+    )
+    result = participant(call, own_study, tmp_path / "out", "--models", "melspectrogram")
+    assert result.status == 0
+    assert "ses-001_task-wolf01 is left out: only 0 of 3" in result.err
+    assert "Segments of bourne are on both sides of the splits" in (tmp_path / "out/sub-01.html").read_text("utf-8")
+
+
+def test_atlas_without_a_table_is_refused_before_any_work(call, study, tmp_path):
+    atlas = tmp_path / "atlas-bare_dseg.nii.gz"
+    shutil.copyfile(study / "sourcedata/truth/atlas-planted_dseg.nii.gz", atlas)
+    result = participant(call, study, tmp_path / "out", "--atlas", atlas)
+    assert result.status == 2
+    sentence(result, "atlas-bare_dseg.tsv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_feature_table_with_one_name_twice(call, study, tmp_path):
+    rows = [(0, 20, 1, 2), (20, 30, 1, 2)]
+    write_table(tmp_path / "words", "wolf/wolf01.mkv", rows, columns=("onset", "duration", "words", "words"))
+    result = participant(
+        call, study, tmp_path / "out", "--task-id", "wolf01", "--feature-table", f"words={tmp_path / 'words'}"
+    )
+    assert result.status == 70
+    sentence(result, "the column words twice")

@@ -13,9 +13,12 @@ def pretend_driver(monkeypatch, present):
     monkeypatch.setattr(run.Path, "exists", lambda path: present)
 
 
-@pytest.mark.parametrize(("present", "device"), [(True, "cuda"), (False, "cpu")])
-def test_auto_follows_the_driver(monkeypatch, present, device):
+@pytest.mark.parametrize(
+    ("present", "seen", "device"), [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")]
+)
+def test_auto_needs_a_driver_and_a_torch_that_sees_it(monkeypatch, present, seen, device):
     pretend_driver(monkeypatch, present)
+    monkeypatch.setattr(run, "_torch_sees_gpu", lambda: seen)
     assert run.resolve_device("auto") == device
 
 
@@ -51,3 +54,29 @@ def test_allow_download_reaches_the_models(study, tmp_path):
     assert [dict(model.parameters).get("allow_download") for model in allowed.models] == [None, True]
     refused = plan_study(parse_settings(words), only_list=True)
     assert not any("allow_download" in model.parameters for model in refused.models)
+
+
+def test_torch_of_this_machine_is_asked():
+    import torch
+
+    assert run._torch_sees_gpu() == torch.cuda.is_available()
+
+
+def test_group_refuses_what_it_would_ignore(call, tmp_path):
+    (tmp_path / "bids").mkdir()
+    result = call(tmp_path / "bids", tmp_path / "out", "group", "--space", "T1w", "--delays", "1")
+    assert result.status == 2
+    assert "--delays, --space has no effect at the group level" in result.err
+
+
+def test_an_unforeseen_error_while_planning_is_one_sentence(call, study, tmp_path, monkeypatch):
+    from bids_mllm.workflows import plan
+
+    def break_down(*_arguments, **_options):
+        raise KeyError("oddity")
+
+    monkeypatch.setattr(plan, "find_runs", break_down)
+    result = call(study, tmp_path / "out", "participant")
+    assert result.status == 70
+    assert "Traceback" not in result.err
+    assert result.err.strip().splitlines()[-1].startswith("bids-mllm: The workflow could not be built (KeyError:")

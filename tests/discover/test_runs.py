@@ -72,7 +72,7 @@ def test_all_participants_and_several_spaces(movie10, find):
 @pytest.mark.parametrize(
     ("query", "labels"),
     [
-        ({"sessions": ("002", "004")}, ["ses-002_task-life01_run-1"]),
+        ({"sessions": ("002",)}, ["ses-002_task-life01_run-1"]),
         ({"tasks": ("bourne01",)}, ["ses-001_task-bourne01"]),
         ({"runs": (2,)}, ["ses-003_task-life01_run-2"]),
         ({"filters": {"bold": {"run": None}}}, ["ses-001_task-bourne01"]),

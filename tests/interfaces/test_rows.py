@@ -1,5 +1,7 @@
 """Rows of runs that differ in length: delays, purging, segments, and the pairing of features with BOLD."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -171,3 +173,11 @@ def test_targets_are_scaled_within_each_segment():
     Y = stack_targets(series, rows)
     by_hand = [series[1:60], series[61:100]]
     np.testing.assert_allclose(Y, np.concatenate([(b - b.mean(0)) / b.std(0) for b in by_hand]))
+
+
+def test_volumes_before_the_steady_state_are_left_out_but_their_film_counts():
+    design = design_of(("a", 60), ("b", 40))
+    late = replace(design.runs[0], non_steady_state=5)
+    rows = make_rows(replace(design, runs=(late, design.runs[1])), delays=(1, 2), n_folds=2)
+    assert np.flatnonzero(rows.usable[0])[0] == 5
+    assert np.flatnonzero(rows.usable[1])[0] == 2

@@ -191,3 +191,15 @@ def test_images_with_a_scale_factor_are_read_in_their_units(tmp_path):
     image.to_filename(path)
     run = replace(bold_run(tmp_path), bold=path)
     np.testing.assert_allclose(load_run(run, WHOLE), values.reshape(24, 9).T, atol=1e-3)
+
+
+def test_volumes_before_the_steady_state_take_no_part():
+    rng = np.random.default_rng(5)
+    confounds = rng.normal(size=(60, 6))
+    series = (confounds @ rng.normal(size=(6, 4)) + rng.normal(size=(60, 4))).astype(np.float32)
+    spiked = series.copy()
+    spiked[:2] += 1000
+    options = {"repetition_time": 2.0, "high_pass": 0.01, "non_steady_state": 2}
+    cleaned = clean_run(spiked, confounds, **options)
+    assert np.isnan(cleaned[:2]).all()
+    np.testing.assert_allclose(cleaned[2:], clean_run(series, confounds, **options)[2:], atol=1e-3)

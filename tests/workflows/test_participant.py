@@ -1,6 +1,7 @@
 """The participant and group levels end to end on the small simulated study."""
 
 import json
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -201,8 +202,6 @@ def test_rerun_recomputes_nothing(finished, study):
 
 
 def test_changed_option_recomputes_only_what_depends_on_it(finished, study, tmp_path):
-    import shutil
-
     out, work = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in finished)
     first = run(*arguments(study, out, work, "--participant-label", "01"))
     assert first.returncode == 0, first.stderr
@@ -272,3 +271,76 @@ def test_reports_only_and_boilerplate_only(finished, study, tmp_path):
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (other / "logs").glob("CITATION*")} == {"CITATION.md", "CITATION.bib"}
     assert not list(other.glob("sub-*"))
+
+
+@pytest.fixture
+def small(study, tmp_path):
+    """A finished call with one cheap model for both participants, and its words."""
+    atlas = tmp_path / "atlas-own_dseg.nii.gz"
+    truth = study / "sourcedata/truth"
+    shutil.copyfile(truth / "atlas-planted_dseg.nii.gz", atlas)
+    shutil.copyfile(truth / "atlas-planted_dseg.tsv", tmp_path / "atlas-own_dseg.tsv")
+    out, work = tmp_path / "out", tmp_path / "work"
+    words = [study, out, "participant", *OPTIONS, "-w", work, "--models", "melspectrogram", "--atlas", atlas]
+    result = run(*words)
+    assert result.returncode == 0, result.stderr
+    return out, work, words
+
+
+def test_outputs_that_are_gone_or_changed_are_written_again(small, study):
+    out, work, words = small
+    best = next((out / "sub-01/func").glob("*stat-r_desc-best_statmap.nii.gz"))
+    other = next((out / "sub-02/func").glob("*stat-alpha_desc-stimulus_statmap.nii.gz"))
+    expected = np.asarray(nib.load(best).dataobj), np.asarray(nib.load(other).dataobj)
+    best.unlink()
+    other.write_bytes(b"damaged")
+    fits = results_of(work)["fit_sub_01_space_MNI152NLin2009cAsym"]
+    assert run(*words).returncode == 0
+    np.testing.assert_array_equal(np.asarray(nib.load(best).dataobj), expected[0])
+    np.testing.assert_array_equal(np.asarray(nib.load(other).dataobj), expected[1])
+    assert results_of(work)["fit_sub_01_space_MNI152NLin2009cAsym"] == fits
+    group = (study, out, "group", "-w", work, "--nprocs", "1")
+    assert run(*group).returncode == 0
+    shutil.rmtree(out / "group")
+    assert run(*group).returncode == 0
+    assert len(list((out / "group/func").glob("*_statmap.nii.gz"))) > 5
+
+
+def test_a_removed_store_entry_is_extracted_again(small):
+    out, _work, words = small
+    entry = next((out / "sourcedata/features").glob("*/*.zarr"))
+    shutil.rmtree(entry)
+    result = run(*words, "--alphas", "1", "1e5", "3")
+    assert result.returncode == 0, result.stderr
+    assert entry.is_dir()
+
+
+def test_a_changed_atlas_table_changes_the_roi_table(small, tmp_path):
+    out, _work, words = small
+    table = tmp_path / "atlas-own_dseg.tsv"
+    table.write_text(table.read_text().replace("L_Occipital", "Renamed"))
+    assert run(*words).returncode == 0
+    rows = read_tsv(next((out / "sub-01/func").glob("*atlas-own*_statmap.tsv")))
+    assert "Renamed" in {row["roi"] for row in rows}
+
+
+def test_group_refuses_participants_fitted_differently(small, study):
+    out, work, words = small
+    changed = [*words, "--participant-label", "02", "--delays", "1", "2"]
+    assert run(*changed).returncode == 0
+    result = run(study, out, "group", "-w", work, "--nprocs", "1")
+    assert result.returncode == 70
+    assert "DelaysTR [1, 2]" in result.stderr
+    assert "sub-01 with [1, 2, 3, 4, 5]" in result.stderr
+
+
+def test_group_with_one_participant_held_out_on_other_films(small, study):
+    out, work, words = small
+    shutil.rmtree(out / "sub-02")
+    without = [word for word in words if word not in ("--test-task", "life*")]
+    assert run(*without, "--participant-label", "02", "--task-id", "bourne01", "life01").returncode == 0
+    result = run(study, out, "group", "-w", work, "--nprocs", "1")
+    assert result.returncode == 0, result.stderr
+    page = (out / "group.html").read_text(encoding="utf-8")
+    assert "Participants were not held out on the same films" in page
+    assert "melspectrogram (films bourne+life, space MNI152NLin2009cAsym)" in page
