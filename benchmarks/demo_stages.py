@@ -25,7 +25,7 @@ def timed(*words: object) -> float:
 
 def simulate(folder: Path, quick: bool) -> float:
     """Simulate the demo's data set, or a smaller one."""
-    size = "participants=1, run_seconds=45.0, runs={'bourne': 2, 'wolf': 1, 'life': 1}" if quick else ""
+    size = "participants=1, run_seconds=30.0, runs={'bourne': 1, 'wolf': 1, 'life': 1}" if quick else ""
     code = (
         "from pathlib import Path; from bids_mllm.simulate.dataset import simulate_dataset; "
         f"simulate_dataset(Path({str(folder)!r}), {size})"
@@ -38,10 +38,11 @@ def measure(folder: Path, quick: bool) -> dict[str, float]:
     bids, out, work = folder / "bids", folder / "out", folder / "work"
     stages = {"simulate": simulate(bids, quick)}
     app = (sys.executable, "-m", "bids_mllm.cli.run", bids, out)
-    few = ("--instructions", "AR", "ESA") if quick else ()
+    baselines = ("motionenergy",) if quick else ("motionenergy", "melspectrogram")
+    few = ("--instructions", "AR", "--poolings", "last", "media") if quick else ()
     participant = (
         *app, "participant", "-w", work, "--sloppy", "--test-task", "life*", "--alphas", "1", "1e7", "8",
-        "--models", "motionenergy", "melspectrogram", f"qwen25vltiny={bids / 'models/qwen25vltiny'}", *few,
+        "--models", *baselines, f"qwen25vltiny={bids / 'models/qwen25vltiny'}", *few,
     )  # fmt: skip
     stages["participant"] = timed(*participant)
     stages["participant_again"] = timed(*participant)
