@@ -52,7 +52,7 @@ OTHER = {
     "test_task": ("life*",),
     "n_folds": 3,
     "atlas": (Path("/a.nii.gz"), Path("/b.nii.gz")),
-    "work_dir": Path("/work"),
+    "work_dir": Path("/scratch"),
     "nprocs": 3,
     "omp_nthreads": 2,
     "mem_mb": 1234.5,

@@ -77,7 +77,7 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         check_raw_dataset(settings.bids_dir)
     fmriprep_dir = find_fmriprep(settings.bids_dir, settings.derivatives)
     participants = choose_participants(fmriprep_dir, settings.participant_label)
-    found = _find(settings, fmriprep_dir, participants)
+    found = _find(settings, fmriprep_dir, participants, keep_index=not only_list)
     cache = ProbeCache(None if only_list else settings.work_dir / "stimuli.json")
     runs, stimuli, lost = _shown(settings, found, models, cache, tolerate_missing=only_list)
     usable, dropped = (runs, ()) if only_list else usable_runs(runs)
@@ -131,8 +131,11 @@ def _check_atlases(atlases: Sequence[Path]) -> None:
             )
 
 
-def _find(settings: Settings, fmriprep_dir: Path, participants: Sequence[str]) -> tuple[Run, ...]:
-    layout = index_derivative(fmriprep_dir, participants, database_dir=settings.bids_database_dir)
+def _find(settings: Settings, fmriprep_dir: Path, participants: Sequence[str], *, keep_index: bool) -> tuple[Run, ...]:
+    database = settings.bids_database_dir
+    if database is not None and not keep_index and not database.is_dir():
+        database = None  # a dry run reuses an index but makes none
+    layout = index_derivative(fmriprep_dir, participants, database_dir=database)
     query = RunQuery(
         participants=tuple(participants),
         spaces=settings.space,

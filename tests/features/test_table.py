@@ -64,10 +64,11 @@ def test_a_missing_value_stays_within_the_windows_it_touches():
 
 
 def test_a_complete_table_passes():
-    check_table(LEVELS, 4.0)
-    check_table(LEVELS, 4.0005)
-    check_table(LEVELS, 5.0, window=1.5)
-    check_table(table([(3, 0, 1), (3, 1, 1)], "sum"), 100.0)
+    counts = table([(3, 0, 1), (3, 1, 1)], "sum")
+    passed = [(LEVELS, 4.0, 0.0), (LEVELS, 4.0005, 0.0), (LEVELS, 5.0, 1.5), (counts, 100.0, 0.0)]
+    assert [check_table(rows, span, window=window) for rows, span, window in passed] == [None] * 4
+    with pytest.raises(StimulusError, match="4"):
+        check_table(LEVELS, 5.0)
 
 
 @pytest.mark.parametrize(

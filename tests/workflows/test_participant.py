@@ -238,7 +238,7 @@ def test_a_model_more_keeps_the_fits_of_the_others(finished, study, tmp_path):
 
 def test_dry_run_prints_a_table_and_writes_nothing(study, tmp_path):
     out, work = tmp_path / "out", tmp_path / "work"
-    result = run(*arguments(study, out, work, "--dry-run"))
+    result = run(*arguments(study, out, work, "--dry-run", "--bids-database-dir", tmp_path / "index"))
     assert result.returncode == 0, result.stderr
     lines = [line.split("\t") for line in result.stdout.splitlines()]
     head = [
@@ -252,8 +252,7 @@ def test_dry_run_prints_a_table_and_writes_nothing(study, tmp_path):
     assert {row["split"] for row in rows if row["task"] != "life01"} == {"train"}
     assert all(0 < int(row["n_windows"]) <= int(row["n_volumes"]) for row in rows)
     assert "Feature store: about" in result.stderr
-    assert not out.exists()
-    assert not work.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reports_only_and_boilerplate_only(finished, study, tmp_path):
