@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from nipype import config as nipype_config
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer
 
 from bids_mllm.config import Settings
@@ -30,9 +31,10 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
     file, and a new pool takes the nodes that do not depend on them.
     """
 
-    def __init__(self, plugin_args: dict[str, Any], *, verbose: int = 0) -> None:
+    def __init__(self, plugin_args: dict[str, Any], *, verbose: int = 0, monitor: bool = False) -> None:
         super().__init__(plugin_args=plugin_args)
         self._verbose = verbose
+        self._monitor = monitor
         self.pool.shutdown()  # nipype's own: nothing was submitted yet
         self.pool: ProcessPoolExecutor = self._new_pool()
 
@@ -40,7 +42,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         return ProcessPoolExecutor(
             max_workers=self.processors,
             initializer=_initialise_worker,
-            initargs=(str(Path.cwd()), self._verbose),
+            initargs=(str(Path.cwd()), self._verbose, self._monitor),
             mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
         )
 
@@ -69,9 +71,11 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
             return super()._submit_job(node, updatehash=updatehash)
 
 
-def _initialise_worker(cwd: str, verbose: int) -> None:
-    """Start a worker in the folder and at the log level of the main process."""
+def _initialise_worker(cwd: str, verbose: int, monitor: bool) -> None:
+    """Start a worker in the folder, at the log level and with the monitor of the main process."""
     process_initializer(cwd)
+    if monitor:
+        nipype_config.enable_resource_monitor()
     set_nipype_level(verbose)
 
 
@@ -89,7 +93,7 @@ def choose_plugin(settings: Settings) -> tuple[Any, dict[str, Any]]:
     arguments = _resources(settings)
     if settings.nprocs == 1:
         return "Linear", arguments
-    return ResilientMultiProcPlugin(arguments, verbose=settings.verbose), arguments
+    return _resilient(arguments, settings), arguments
 
 
 def _resources(settings: Settings) -> dict[str, Any]:
@@ -101,6 +105,10 @@ def _resources(settings: Settings) -> dict[str, Any]:
         "raise_insufficient": False,
         "mp_context": START_METHOD,
     }
+
+
+def _resilient(arguments: dict[str, Any], settings: Settings) -> ResilientMultiProcPlugin:
+    return ResilientMultiProcPlugin(arguments, verbose=settings.verbose, monitor=settings.resource_monitor)
 
 
 def _plugin_from_file(settings: Settings) -> tuple[Any, dict[str, Any]]:
@@ -116,5 +124,5 @@ def _plugin_from_file(settings: Settings) -> tuple[Any, dict[str, Any]]:
         raise UsageError(f"The plugin file {path} names {name!r}; known plugins are {', '.join(PLUGINS)}.")
     if name == "MultiProc":
         arguments = _resources(settings) | arguments
-        return ResilientMultiProcPlugin(arguments, verbose=settings.verbose), arguments
+        return _resilient(arguments, settings), arguments
     return name, arguments

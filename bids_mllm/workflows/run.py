@@ -10,6 +10,7 @@ from nipype import config as nipype_config
 from nipype.pipeline.engine import Workflow
 
 from bids_mllm.config import Settings
+from bids_mllm.io.files import write_text
 from bids_mllm.workflows.plugin import choose_plugin, set_nipype_level
 
 logger = logging.getLogger("bids_mllm")
@@ -53,6 +54,7 @@ def run_workflow(
         workflow.run(plugin=plugin, plugin_args=arguments)
     except Exception as error:  # noqa: BLE001  nipype raises what the node raised; the crash files tell which
         stopped = error
+    _keep_resource_record(workflow, default_crash_dir)
     made = sorted({path for folder in folders for path in folder.glob("crash-*")} - before)
     failures = tuple(read_crash(path) for path in made)
     if stopped is not None and not failures:
@@ -93,6 +95,13 @@ def _configure(workflow: Workflow, settings: Settings, default_crash_dir: Path) 
         nipype_config.enable_resource_monitor()
     workflow.config["execution"].update(_execution(settings, default_crash_dir))
     set_nipype_level(settings.verbose)
+
+
+def _keep_resource_record(workflow: Workflow, folder: Path) -> None:
+    """Copy what the resource monitor recorded out of the work folder, where there is a record."""
+    record = Path(workflow.base_dir) / workflow.name / "resource_monitor.json"
+    if record.is_file():
+        write_text(folder / record.name, record.read_text(encoding="utf-8"))
 
 
 def read_crash(path: Path) -> Failure:

@@ -343,3 +343,17 @@ def test_group_with_one_participant_held_out_on_other_films(small, study):
     page = (out / "group.html").read_text(encoding="utf-8")
     assert "Participants were not held out on the same films" in page
     assert "melspectrogram (films bourne+life, space MNI152NLin2009cAsym)" in page
+
+
+def test_resource_monitor_plugin_file_and_clean_workdir(study, tmp_path):
+    out, work, plugin = tmp_path / "out", tmp_path / "work", tmp_path / "plugin.yml"
+    plugin.write_text("plugin: MultiProc\nplugin_args: {n_procs: 2}\n")
+    result = run(
+        study, out, "participant", *OPTIONS, "-w", work, "--models", "motionenergy", "--participant-label", "01",
+        "--resource-monitor", "--use-plugin", plugin, "--clean-workdir",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert not work.exists()
+    record = json.loads(next((out / "logs").glob("*/resource_monitor.json")).read_text(encoding="utf-8"))
+    assert any("fit_sub_01" in name for name in record["name"])
+    assert max(record["rss_GiB"]) > 0
