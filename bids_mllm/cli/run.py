@@ -58,8 +58,7 @@ def _set_up_environment(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not settings.verbose:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    if not settings.allow_download:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "0" if settings.allow_download else "1"
 
 
 def resolve_device(device: str) -> str:
@@ -90,7 +89,7 @@ def _participant(settings: Settings) -> int:
     if settings.dry_run:
         from bids_mllm.cli.dry_run import estimates, run_table
 
-        plan = _planned(partial(plan_study, only_list=True), settings)
+        plan = _built(partial(plan_study, settings, only_list=True))
         sys.stdout.write(run_table(plan) + "\n")
         sys.stderr.write(estimates(plan) + "\n")
         return OK
@@ -98,7 +97,7 @@ def _participant(settings: Settings) -> int:
         "%d processes of %d threads, %.1f GB of memory, device %s",
         settings.nprocs, settings.omp_nthreads, settings.mem_mb / 1024, resolve_device(settings.device),
     )  # fmt: skip
-    plan = _planned(plan_study, settings)
+    plan = _built(partial(plan_study, settings))
     for drop in plan.dropped:
         logger.warning("sub-%s %s is left out: %s", drop.participant, drop.label, drop.reason)
     from bids_mllm.io.derivatives import write_dataset_files
@@ -112,14 +111,14 @@ def _participant(settings: Settings) -> int:
     return _run_participants(settings, plan)
 
 
-def _planned(make: "Callable[[Settings], StudyPlan]", settings: Settings) -> "StudyPlan":
-    """Return the plan; anything that no one foresaw becomes one sentence, with its traceback under -v."""
+def _built(make: Callable[[], T]) -> T:
+    """Return what is built before anything runs; a fault that no one foresaw becomes one sentence."""
     try:
-        return make(settings)
+        return make()
     except BidsMllmError:
         raise
     except Exception as error:
-        logger.debug("The plan failed.", exc_info=True)
+        logger.debug("Building failed.", exc_info=True)
         raise InputDataError(
             f"The workflow could not be built ({type(error).__name__}: {error}); run again with -vv for the traceback."
         ) from error
@@ -182,7 +181,7 @@ def _run_graph(settings: Settings, plan: "StudyPlan", participants: Sequence[str
     shared = settings.output_dir / "logs" / run_id
     for folder in (shared, *crash_dirs.values()):
         _record_settings(settings, folder)
-    workflow = init_participant_wf(plan, device=resolve_device(settings.device))
+    workflow = _built(partial(init_participant_wf, plan, device=resolve_device(settings.device)))
     return run_workflow(workflow, settings, crash_dirs=crash_dirs, default_crash_dir=shared)
 
 
@@ -198,7 +197,7 @@ def _group(settings: Settings) -> int:
     from bids_mllm.workflows.run import Failure, describe, run_workflow
 
     results = group_results(settings)
-    check_comparable(results)
+    _built(partial(check_comparable, results))
     if settings.dry_run:
         for result in results:
             sys.stdout.write(f"{result.name.participant}\t{result.name.space}\t{result.model}\n")
@@ -207,7 +206,7 @@ def _group(settings: Settings) -> int:
     if not settings.reports_only:
         shared = settings.output_dir / "logs" / uuid.uuid4().hex[:12]
         _record_settings(settings, shared)
-        workflow = init_group_wf(settings, results)
+        workflow = _built(partial(init_group_wf, settings, results))
         failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
     status = CRASH if failures else OK
     path = _or_none(partial(write_group_report, settings, results, failures=failures))

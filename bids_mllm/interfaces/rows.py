@@ -47,7 +47,7 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
         usable_volumes(run, windows, delays) for run, windows in zip(design.runs, design.windows, strict=True)
     )
     groups = group_repeats([set(windows.stim_files) for windows in design.windows])
-    position = _positions(design)
+    position = _positions(design, groups)
     run_of_row = np.concatenate([np.full(int(rows.sum()), number) for number, rows in enumerate(usable)])
     position_of_row = np.concatenate([at[rows] for at, rows in zip(position, usable, strict=True)])
     folds = make_folds(
@@ -71,15 +71,20 @@ def usable_volumes(run: Run, windows: TRWindows, delays: Sequence[int]) -> BoolA
     return usable
 
 
-def _positions(design: ParticipantDesign) -> list[FloatArray]:
-    """Seconds of each volume: on the run's clock for a single run without a repeat, else on the film's, so that
-    all viewings of one instant are on one side.
+def _positions(design: ParticipantDesign, groups: IntArray) -> list[FloatArray]:
+    """Seconds by which each volume is placed where a group of runs must be cut.
+
+    A run that shares no stimulus with another, nor repeats one, is cut on its own clock, so that its films stay
+    in the order in which they were shown; repeats are cut on the film's clock, so that all viewings of one
+    instant are on one side.
     """
-    stim_files = design.windows[0].stim_files
-    if len(design.runs) == 1 and len(set(stim_files)) == len(stim_files):
-        run = design.runs[0]
-        return [run.start_time + np.arange(run.n_volumes) * run.repetition_time]
-    return [windows.start for windows in design.windows]
+    alone = np.bincount(groups)[groups] == 1
+    positions = []
+    for run, windows, is_alone in zip(design.runs, design.windows, alone, strict=True):
+        repeats = len(set(windows.stim_files)) < len(windows.stim_files)
+        clock = run.start_time + np.arange(run.n_volumes) * run.repetition_time
+        positions.append(clock if is_alone and not repeats else windows.start)
+    return positions
 
 
 def _purge_seconds(design: ParticipantDesign, delays: Sequence[int]) -> float:

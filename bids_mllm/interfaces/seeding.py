@@ -6,10 +6,6 @@ import numpy as np
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy's legacy generator and, where it is imported already, torch."""
-    import sys
-
+    """Seed Python and numpy's legacy generator; a family that uses torch seeds it when it loads its model."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  libraries that draw from the global generator
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)

@@ -42,9 +42,9 @@ def bibliography() -> str:
     return (files("bids_mllm") / "data" / "boilerplate.bib").read_text(encoding="utf-8")
 
 
-def write_citations(plan: StudyPlan, *, group: bool = False) -> None:
+def write_citations(plan: StudyPlan) -> None:
     """Write the methods text as ``logs/CITATION.{md,bib,html,tex}`` of the output folder."""
-    markdown = methods_text(methods_facts(plan, plan.designs, group=group))
+    markdown = methods_text(methods_facts(plan, plan.designs))
     contents = citation_files(markdown, bibliography(), md_only=plan.settings.md_only_boilerplate)
     for name, text in contents.items():
         write_text(plan.settings.output_dir / "logs" / name, text)
@@ -79,7 +79,7 @@ def _table_cards(plan: StudyPlan) -> list[ModelCard]:
     return cards
 
 
-def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign], *, group: bool = False) -> MethodsFacts:
+def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> MethodsFacts:
     """Gather what the methods text says from what was planned."""
     settings = plan.settings
     design = designs[0]
@@ -106,7 +106,6 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign], *, grou
         cv_scheme=f"{cv_words(design, settings.n_folds).capitalize()}.",
         scores=("r", "r2"),
         features_filtered=bool(settings.high_pass),
-        group_statistics=GROUP_WORDS if group else "",
         library_versions=versions,
     )
 

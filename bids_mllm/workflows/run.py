@@ -10,6 +10,7 @@ from nipype import config as nipype_config
 from nipype.pipeline.engine import Workflow
 
 from bids_mllm.config import Settings
+from bids_mllm.exceptions import BidsMllmError
 from bids_mllm.io.files import write_text
 from bids_mllm.workflows.plugin import choose_plugin, set_nipype_level
 
@@ -58,7 +59,10 @@ def run_workflow(
     made = sorted({path for folder in folders for path in folder.glob("crash-*")} - before)
     failures = tuple(read_crash(path) for path in made)
     if stopped is not None and not failures:
-        raise stopped
+        logger.debug("The graph stopped.", exc_info=stopped)
+        raise BidsMllmError(
+            f"The workflow stopped ({type(stopped).__name__}: {stopped}); run again with -vv for the traceback."
+        ) from stopped
     return failures
 
 

@@ -181,3 +181,18 @@ def test_volumes_before_the_steady_state_are_left_out_but_their_film_counts():
     rows = make_rows(replace(design, runs=(late, design.runs[1])), delays=(1, 2), n_folds=2)
     assert np.flatnonzero(rows.usable[0])[0] == 5
     assert np.flatnonzero(rows.usable[1])[0] == 2
+
+
+def test_inner_folds_of_a_run_with_two_films_follow_the_run():
+    """Two runs of two films each: what is left to train on is one run, cut in the order of its volumes."""
+    first = [Showing("a", 0.0, 0.0, 80.0), Showing("b", 80.0, 0.0, 80.0)]
+    second = [Showing("c", 0.0, 0.0, 80.0), Showing("d", 80.0, 0.0, 80.0)]
+    rows = make_rows(design_of((first, 80), (second, 80), film=80.0), delays=(1, 2), n_folds=3)
+    volumes = np.concatenate([np.flatnonzero(usable) for usable in rows.usable])
+    for fold in rows.folds:
+        trained = volumes[fold.train]
+        for fit, held in fold.inner:
+            inside = trained[held]
+            assert np.array_equal(inside, np.arange(inside[0], inside[-1] + 1))
+            distance = np.abs(trained[fit][:, None] - inside[None, :]).min()
+            assert distance == 3

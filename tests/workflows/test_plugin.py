@@ -10,7 +10,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, Trai
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_mllm.config import Settings
-from bids_mllm.exceptions import UsageError
+from bids_mllm.exceptions import BidsMllmError, UsageError
 from bids_mllm.workflows.plugin import ResilientMultiProcPlugin, choose_plugin
 from bids_mllm.workflows.run import read_crash, run_workflow
 
@@ -113,3 +113,12 @@ def test_sentence_of_a_crash_file(tmp_path):
     )
     failure = read_crash(path)
     assert (failure.node, failure.sentence) == ("fit_sub_01", "The disk is full.")
+
+
+def test_a_graph_that_stops_without_a_crash_file_is_one_sentence(tmp_path):
+    workflow = Workflow(name="stops", base_dir=str(tmp_path / "file"))
+    (tmp_path / "file").write_text("not a folder")
+    workflow.add_nodes([Node(Write(target=str(tmp_path / "never")), name="a_writes")])
+    with pytest.raises(BidsMllmError, match=r"The workflow stopped \(\w+Error: .*-vv for the traceback"):
+        run_workflow(workflow, settings(tmp_path), crash_dirs={}, default_crash_dir=tmp_path / "logs")
+    assert not (tmp_path / "never").exists()

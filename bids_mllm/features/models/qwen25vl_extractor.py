@@ -89,6 +89,7 @@ class Qwen25VLExtractor:
         self._readout = readout
         self._conditions = tuple(conditions)
         self._device = torch.device(device)
+        torch.manual_seed(readout.seed)
         tokenizer = load_tokenizer(setup.folder)
         self._model: Any = load_model(setup.folder, dtype=DTYPES[setup.dtype], device=device)
         self._prompts = PromptBuilder(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,6 @@ def test_ids_and_states_equal_those_of_the_real_processor(
 
 
 def test_bfloat16_stays_near_float32(make_spec: Any, make_readout: Any, make_clips: Any) -> None:
-    from dataclasses import replace
 
     clips, readout = make_clips(3), make_readout("last", n_instructions=1)
     full = FAMILY.load(make_spec(), readout, "cpu").extract(clips)[Condition("last", "AR")]
@@ -299,7 +299,6 @@ def test_missing_frames_are_refused(make_spec: Any, make_readout: Any, make_clip
 
 
 def test_settings_that_cannot_be_used_are_named(make_spec: Any, make_readout: Any) -> None:
-    from dataclasses import replace
 
     with pytest.raises(UsageError, match="unknown parameter 'fps'"):
         FAMILY.plan(make_spec(fps=3), make_readout("last"))
@@ -340,3 +339,10 @@ def test_closing_frees_the_model(make_spec: Any, make_readout: Any) -> None:
 
 def test_the_tokenizer_gives_offsets(tiny_folder: Path) -> None:
     assert load_tokenizer(tiny_folder).is_fast
+
+
+def test_the_seed_reaches_torch(make_spec, make_readout):
+    readout = replace(make_readout("last"), seed=4321)
+    extractor = FAMILY.load(make_spec(), readout, "cpu")
+    extractor.close()
+    assert torch.initial_seed() == 4321
