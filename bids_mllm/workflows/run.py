@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +50,15 @@ def run_workflow(
         folder = next((f for part, f in crash_dirs.items() if _concerns(name, part)), default_crash_dir)
         node.config = {"execution": _execution(settings, folder)}
     before = {path for folder in folders for path in folder.glob("crash-*")}
-    plugin, arguments = choose_plugin(settings)
     stopped: Exception | None = None
+    settings.work_dir.mkdir(parents=True, exist_ok=True)
     try:
-        workflow.run(plugin=plugin, plugin_args=arguments)
+        # nipype's resource monitor leaves its files where a process was started.
+        with chdir(settings.work_dir):
+            plugin, arguments = choose_plugin(settings)
+            workflow.run(plugin=plugin, plugin_args=arguments)
+    except BidsMllmError:
+        raise
     except Exception as error:  # noqa: BLE001  nipype raises what the node raised; the crash files tell which
         stopped = error
     _keep_resource_record(workflow, default_crash_dir)

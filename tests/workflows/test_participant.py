@@ -29,9 +29,9 @@ def arguments(study, out, work, *more):
     )  # fmt: skip
 
 
-def run(*words):
+def run(*words, cwd=None):
     command = [sys.executable, "-m", "bids_mllm.cli.run", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -348,11 +348,14 @@ def test_group_with_one_participant_held_out_on_other_films(small, study):
 def test_resource_monitor_plugin_file_and_clean_workdir(study, tmp_path):
     out, work, plugin = tmp_path / "out", tmp_path / "work", tmp_path / "plugin.yml"
     plugin.write_text("plugin: MultiProc\nplugin_args: {n_procs: 2}\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     result = run(
         study, out, "participant", *OPTIONS, "-w", work, "--models", "motionenergy", "--participant-label", "01",
-        "--resource-monitor", "--use-plugin", plugin, "--clean-workdir",
+        "--resource-monitor", "--use-plugin", plugin, "--clean-workdir", cwd=elsewhere,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    assert list(elsewhere.iterdir()) == []
     assert not work.exists()
     record = json.loads(next((out / "logs").glob("*/resource_monitor.json")).read_text(encoding="utf-8"))
     assert any("fit_sub_01" in name for name in record["name"])
