@@ -3,7 +3,7 @@
 Units are seconds (float) unless a name says otherwise; TR and window indices are integers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 BoolArray = NDArray[np.bool_]
-Media = Literal["video", "audio", "table"]
+Media = Literal["video", "audio", "both", "table"]
 Pooling = Literal["generated", "last", "instruction", "media", "stimulus"]
 WindowPosition = Literal["end", "center", "start"]
 
@@ -106,7 +106,10 @@ class Stimulus:
     frame_rate: float = 0.0
 
     def duration(self, media: Media) -> float | None:
-        """Seconds of the stream that a model of this kind of media reads."""
+        """Seconds of the stream that a model of this kind of media reads; of the shorter one for both."""
+        if media == "both":
+            ends = (self.video_duration, self.audio_duration)
+            return None if None in ends else min(end for end in ends if end is not None)
         return self.audio_duration if media == "audio" else self.video_duration
 
 
@@ -183,10 +186,10 @@ class MediaRequest:
 
     Video: `n_frames` frames at the centres of equal parts of ``[start - lead, end)``, each the frame on
     screen at that instant, scaled to `frame_size` (height, width) when given. Audio: mono samples of
-    ``[start - lead, end)`` at `sampling_rate` Hz.
+    ``[start - lead, end)`` at `sampling_rate` Hz. Both: the one and the other of the same seconds.
     """
 
-    media: Literal["video", "audio"]
+    media: Literal["video", "audio", "both"]
     n_frames: int = 0
     frame_size: tuple[int, int] | None = None
     sampling_rate: int = 0
@@ -196,7 +199,9 @@ class MediaRequest:
 @dataclass(frozen=True)
 class ClipMedia:
     """The media of one clip: frames (n_frames, height, width, 3) uint8 with their times on the stimulus
-    clock (n_frames,), or audio (n_samples,) float32 in [-1, 1] at `sampling_rate` Hz.
+    clock (n_frames,), or audio (n_samples,) float32 in [-1, 1] at `sampling_rate` Hz, or both.
+
+    Where the file is damaged inside the clip, `fault` says how in one sentence, and there is no media.
     """
 
     clip: Clip
@@ -204,6 +209,15 @@ class ClipMedia:
     frame_times: FloatArray | None = None
     audio: NDArray[np.float32] | None = None
     sampling_rate: int = 0
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """What one model wants of one stimulus: clips in order of their start, drawn only as decoding reaches them."""
+
+    clips: Iterable[Clip]
+    request: MediaRequest
 
 
 @dataclass(frozen=True)
@@ -233,8 +247,11 @@ class Condition:
 class ModelSpec:
     """A model as the registry records it.
 
-    `key` is the alphanumeric label of file names, `source` a hub id or a folder ('' for a model without
-    weights), `parameters` whatever its family needs and that changes a number.
+    `key` is the label of file names, letters and digits with ``+random`` behind it for a control, `source` a
+    hub id or a folder ('' for a model without weights), `parameters` whatever its family needs and that changes
+    a number. `layers` counts the embedding, `memory_gb` is what the weights take on the device in GB; None
+    where it is not known. With `weights` ``random`` the configuration is the source's and the weights are
+    drawn from a seed.
     """
 
     key: str
@@ -244,13 +261,18 @@ class ModelSpec:
     revision: str | None = None
     kind: str = "low-level"
     licence: str = ""
+    commercial: bool | None = None
     dtype: str = "float32"
+    layers: int | None = None
+    width: int | None = None
+    memory_gb: float | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def instructed(self) -> bool:
         """Whether the model follows instructions."""
-        return self.kind.startswith("instruction-tuned")
+        return self.kind.startswith(("instruction-tuned", "in-context"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_mllm.exceptions import StimulusError, UsageError
-from bids_mllm.features.extractor import ExtractionPlan, Extractor, Family, ReadOut
+from bids_mllm.features.extractor import Extracted, ExtractionPlan, Extractor, Family, ReadOut
 from bids_mllm.records import ClipMedia, Condition, FloatArray, MediaRequest, ModelSpec
 
 CONDITION = Condition("stimulus")
@@ -88,10 +88,10 @@ class MelExtractor:
 
     values: Mapping[str, Any]
 
-    def extract(self, clips: Sequence[ClipMedia]) -> Mapping[Condition, NDArray[np.float32]]:
+    def extract(self, clips: Sequence[ClipMedia]) -> Extracted:
         """Return the band levels of each clip, an array (n_clips, 1, n_mels)."""
         levels = np.stack([log_mel(self._audio(media), self.values) for media in clips])
-        return {CONDITION: levels[:, None, :].astype(np.float32)}
+        return Extracted({CONDITION: levels[:, None, :].astype(np.float32)})
 
     def close(self) -> None:
         """Nothing is held outside Python's memory."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bids_mllm.exceptions import StimulusError, UsageError
-from bids_mllm.features.extractor import ExtractionPlan, Extractor, Family, ReadOut
+from bids_mllm.features.extractor import Extracted, ExtractionPlan, Extractor, Family, ReadOut
 from bids_mllm.records import ClipMedia, Condition, FloatArray, IntArray, MediaRequest, ModelSpec
 
 CONDITION = Condition("stimulus")
@@ -197,14 +197,14 @@ class MotionEnergyExtractor:
     bank: FilterBank
     request: MediaRequest
 
-    def extract(self, clips: Sequence[ClipMedia]) -> Mapping[Condition, NDArray[np.float32]]:
+    def extract(self, clips: Sequence[ClipMedia]) -> Extracted:
         """Return the motion energy of each clip, an array (n_clips, 1, n_filters)."""
         frames = [self._frames(media) for media in clips]
         pixels = luminance(np.concatenate(frames)).astype(np.float32)
         projected = pixels.reshape(len(pixels), -1) @ self.bank.spatial
         per_clip = projected.astype(np.float64).reshape(len(clips), self.request.n_frames, -1)
         energy = np.stack([clip_energy(rows, self.bank) for rows in per_clip])
-        return {CONDITION: energy[:, None, :].astype(np.float32)}
+        return Extracted({CONDITION: energy[:, None, :].astype(np.float32)})
 
     def close(self) -> None:
         """Nothing is held outside Python's memory."""

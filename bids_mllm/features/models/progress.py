@@ -1,4 +1,4 @@
-"""Quiet loading and saving: transformers draws progress bars, which a log file should not hold."""
+"""Quiet loading and saving: transformers draws progress bars and tables, which a log file should not hold."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,18 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if enabled:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Switch off progress bars and the table of weights that a model does not use, such as those of a head.
+
+    Missing weights are not left to that table: who loads a model checks them.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        with no_progress_bars():
+            yield
+    finally:
+        logging.set_verbosity(level)
