@@ -1,58 +1,30 @@
-"""The Qwen2.5-VL family: video and instruction in, hidden states of the language model out.
+"""The Qwen2.5-VL family (also VideoChat-R1): video and instruction in, hidden states of the language model out.
 
-Planning reads the checkpoint's small files and the headers of its weights; torch and transformers are
-loaded with the weights.
+Frames become patches of 14 x 14 pixels and two frames; four patches make a token. The rotary position of a token
+has an axis of time in seconds, for which the model must be told how far its frames are apart.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
-from typing import cast
+from pathlib import Path
+from typing import Any
 
-from bids_mllm.exceptions import CheckpointError, UsageError
-from bids_mllm.features.extractor import ExtractionPlan, Extractor, Family, ReadOut
 from bids_mllm.features.models import checkpoint
-from bids_mllm.features.models.frames import count_frames, settings_from_config
-from bids_mllm.features.models.prompts import ORDERS, Order
-from bids_mllm.features.models.setup import Setup
-from bids_mllm.records import Condition, MediaRequest, ModelSpec
+from bids_mllm.features.models.architecture import Architecture, MediaBatch, MediaSettings, Setup, through_core
+from bids_mllm.features.models.frame_inputs import frames_of
+from bids_mllm.features.models.frames import FrameSettings, count_frames, settings_from_config
+from bids_mllm.features.models.instructed import instructed_family
+from bids_mllm.records import ClipMedia, MediaRequest, ModelSpec
 
-MODEL_TYPE = "qwen2_5_vl"
-PARAMETERS = ("max_fps", "max_frames", "min_pixels", "max_pixels", "order", "allow_download")
-DTYPES = ("float32", "bfloat16", "float16")
-POOLINGS = ("generated", "last", "instruction", "media")
-# Wide models fill a GPU with few clips; narrow ones are bound by the cost of each call.
-WIDE = 1024
-BATCH_WIDE, BATCH_NARROW = 8, 32
+VIDEO_PAD = "<|video_pad|>"
+VIDEO_TOKEN_TYPE = 2
 
 
-def _check_spec(spec: ModelSpec) -> None:
-    """Raise a UsageError for a parameter or dtype that this family does not know."""
-    unknown = sorted(set(spec.parameters) - set(PARAMETERS))
-    if unknown:
-        raise UsageError(
-            f"The model {spec.key} has the unknown parameter {unknown[0]!r}; choose from {', '.join(PARAMETERS)}."
-        )
-    if spec.dtype not in DTYPES:
-        raise UsageError(f"The model {spec.key} has dtype {spec.dtype!r}; choose from {', '.join(DTYPES)}.")
-    order = spec.parameters.get("order", ORDERS[0])
-    if order not in ORDERS:
-        raise UsageError(f"The model {spec.key} has order {order!r}; choose from {', '.join(ORDERS)}.")
-
-
-def prepare(spec: ModelSpec, window: float) -> Setup:
-    """Find and check the checkpoint of a record, and settle frames and sizes for a window in seconds."""
-    _check_spec(spec)
+def settle_frames(spec: ModelSpec, processor: Mapping[str, Any], window: float) -> tuple[FrameSettings, int, int]:
+    """Return how frames are cut, how many a window of `window` seconds has, and about how many tokens they take."""
     parameters = spec.parameters
-    folder = checkpoint.find_folder(
-        spec.source, revision=spec.revision, allow_download=bool(parameters.get("allow_download", False))
-    )
-    config = checkpoint.read_config(folder)
-    checkpoint.check_model_type(folder, config, MODEL_TYPE)
-    checkpoint.check_weights(folder)
     frames = settings_from_config(
-        checkpoint.read_processor_config(folder),
-        min_pixels=parameters.get("min_pixels"),
-        max_pixels=parameters.get("max_pixels"),
+        processor, min_pixels=parameters.get("min_pixels"), max_pixels=parameters.get("max_pixels")
     )
     n_frames = count_frames(
         window,
@@ -60,82 +32,71 @@ def prepare(spec: ModelSpec, window: float) -> Setup:
         max_frames=int(parameters.get("max_frames", 16)),
         multiple=frames.temporal_patch_size,
     )
-    order = cast(Order, parameters.get("order", ORDERS[0]))
-    return Setup(folder, config, frames, n_frames, order, spec.dtype)
+    token_pixels = (frames.patch_size * frames.merge_size) ** 2
+    return frames, n_frames, n_frames // frames.temporal_patch_size * (frames.max_pixels // token_pixels)
 
 
-def read_out_conditions(spec: ModelSpec, readout: ReadOut) -> tuple[Condition, ...]:
-    """Return the conditions that a read-out asks for, in its order; `media` comes once, uninstructed."""
-    conditions: list[Condition] = []
-    for pooling in readout.poolings:
-        if pooling not in POOLINGS:
-            raise UsageError(f"The model {spec.key} has no pooling {pooling!r}; choose from {', '.join(POOLINGS)}.")
-        if pooling == "media":
-            conditions.append(Condition("media"))
-            continue
-        if not readout.instructions:
-            raise UsageError(f"The pooling {pooling!r} of {spec.key} needs at least one instruction.")
-        conditions += [Condition(pooling, instruction.key) for instruction in readout.instructions]
-    if "generated" in readout.poolings and readout.max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens is {readout.max_new_tokens}, but must be at least 1.")
-    return tuple(conditions)
+def frame_identity(frames: FrameSettings, n_frames: int) -> dict[str, Any]:
+    """Return the settings of frames as JSON-ready values."""
+    return {**asdict(frames), "mean": list(frames.mean), "std": list(frames.std), "n_frames": n_frames}
 
 
-def _text_size(setup: Setup) -> tuple[int, int]:
-    """Return (layers with the embedding, width) of the language model; older files have them at the top."""
-    text = setup.config.get("text_config") or {}
-    text = text if "num_hidden_layers" in text else setup.config
-    try:
-        return int(text["num_hidden_layers"]) + 1, int(text["hidden_size"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{setup.folder / 'config.json'} does not give num_hidden_layers and hidden_size; copy it again."
-        ) from error
-
-
-def plan(spec: ModelSpec, readout: ReadOut) -> ExtractionPlan:
-    """Return what an extraction will do; no weight is loaded."""
-    conditions = read_out_conditions(spec, readout)
-    setup = prepare(spec, readout.window)
-    n_layers, width = _text_size(setup)
-    identity = {
-        "family": "qwen25vl",
-        "checkpoint": checkpoint.files_digest(setup.folder),
-        "frames": {
-            **asdict(setup.frames),
-            "mean": list(setup.frames.mean),
-            "std": list(setup.frames.std),
-            "n_frames": setup.n_frames,
-        },
-        "order": setup.order,
-        "dtype": setup.dtype,
-        "attention": "sdpa",
-        "versions": {name: version(name).split("+")[0] for name in ("torch", "transformers")},
-        "by_pooling": {"generated": {"max_new_tokens": readout.max_new_tokens}},
-    }
-    return ExtractionPlan(
-        identity=identity,
-        request=MediaRequest(media="video", n_frames=setup.n_frames),
-        conditions=conditions,
-        n_layers=n_layers,
-        width=width,
-        batch_size=BATCH_NARROW if width < WIDE else BATCH_WIDE,
+def settle(spec: ModelSpec, folder: Path, config: Mapping[str, Any], window: float) -> MediaSettings:
+    """Settle frames and sizes for a window in seconds."""
+    frames, n_frames, n_tokens = settle_frames(spec, checkpoint.read_processor_config(folder), window)
+    return MediaSettings(
+        request=MediaRequest(media="video", n_frames=n_frames),
+        identity=frame_identity(frames, n_frames),
+        n_tokens=n_tokens,
+        values=frames,
     )
 
 
-def load(spec: ModelSpec, readout: ReadOut, device: str) -> Extractor:
-    """Return the model with its weights on a device (``cpu``, ``cuda``, ...)."""
-    try:
-        from bids_mllm.features.models.qwen25vl_extractor import Qwen25VLExtractor
-    except ImportError as error:
-        # A torchvision built for another torch breaks the import of transformers' model classes.
-        raise CheckpointError(
-            f"The model code of transformers cannot be imported ({str(error).splitlines()[0]}); install a "
-            "torchvision that matches torch, or none."
-        ) from error
+def video_tensors(clips: Sequence[ClipMedia], frames: FrameSettings, n_frames: int) -> tuple[Any, Any]:
+    """Return the patches of all clips and the grid of each, (n_clips, 3)."""
+    import torch
 
-    conditions = read_out_conditions(spec, readout)
-    return Qwen25VLExtractor(prepare(spec, readout.window), readout, conditions, device=device)
+    from bids_mllm.features.models.preprocess import preprocess_frames
+
+    prepared = [preprocess_frames(frames_of(clip, n_frames), frames) for clip in clips]
+    return torch.cat([patches for patches, _ in prepared]), torch.tensor([grid for _, grid in prepared])
 
 
-FAMILY = Family(name="qwen25vl", plan=plan, load=load)
+def prepare(clips: Sequence[ClipMedia], setup: Setup) -> MediaBatch:
+    """Cut the frames of clips of one size into patches."""
+    import torch
+
+    frames, n_frames = setup.media.values, setup.media.request.n_frames
+    patches, grid = video_tensors(clips, frames, n_frames)
+    n_tokens = int(grid[0].prod()) // frames.merge_size**2
+    seconds = frames.temporal_patch_size / (n_frames / setup.window)
+    return MediaBatch(
+        tensors={
+            "pixel_values_videos": patches,
+            "video_grid_thw": grid,
+            "second_per_grid_ts": torch.full((len(clips),), seconds),
+        },
+        expand=lambda rendered: rendered.replace(VIDEO_PAD, VIDEO_PAD * n_tokens),
+        n_tokens=n_tokens,
+        shape=n_tokens,
+    )
+
+
+def token_types(ids: Any, model: Any) -> Mapping[str, Any]:
+    """Say which tokens are video, without which the positions would count them as text."""
+    return {"mm_token_type_ids": (ids == model.config.video_token_id).int() * VIDEO_TOKEN_TYPE}
+
+
+ARCHITECTURE = Architecture(
+    name="qwen25vl",
+    model_types=("qwen2_5_vl",),
+    model_class="Qwen2_5_VLForConditionalGeneration",
+    media_tokens=("video_token_id",),
+    placeholders=("video",),
+    parameters=("max_fps", "max_frames", "min_pixels", "max_pixels"),
+    settle=settle,
+    prepare=prepare,
+    towers=("model.visual",),
+    forward=through_core(arguments=token_types),
+)
+FAMILY = instructed_family(ARCHITECTURE)
