@@ -15,6 +15,7 @@ from bids_mllm.records import Pooling, WindowPosition
 GIB = 1024.0
 LEVELS = ("participant", "group")
 POOLINGS = ("generated", "last", "instruction", "media")
+NULL_INSTRUCTIONS = ("empty", "scrambled", "unrelated")
 CONFOUNDS = ("simple", "motion", "compcor", "none")
 POSITIONS = ("end", "center", "start")
 DEVICES = r"auto|cpu|cuda(:[0-9]+)?"
@@ -42,9 +43,12 @@ class Settings:
     window_position: WindowPosition = "end"
     models: tuple[str, ...] = ("motionenergy", "melspectrogram")
     model_revision: str | None = None
-    allow_download: bool = False
+    family: str | None = None
+    trust_remote_code: bool = False
     instructions: tuple[str, ...] = ()
     instructions_file: Path | None = None
+    null_instructions: tuple[str, ...] = ()
+    demonstrations: Path | None = None
     poolings: tuple[Pooling, ...] = ("generated", "media")
     max_new_tokens: int = 8
     layers: tuple[int, ...] = ()
@@ -132,7 +136,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
 _PATHS = {
     "bids_dir", "output_dir", "bids_filter_file", "bids_database_dir", "stimuli_dir", "stimulus_map",
-    "instructions_file", "features_dir", "work_dir", "use_plugin",
+    "instructions_file", "demonstrations", "features_dir", "work_dir", "use_plugin",
 }  # fmt: skip
 
 
@@ -252,6 +256,7 @@ def _path_faults(s: Settings) -> list[str]:
         "--bids-filter-file": s.bids_filter_file,
         "--stimulus-map": s.stimulus_map,
         "--instructions-file": s.instructions_file,
+        "--demonstrations": s.demonstrations,
         "--use-plugin": s.use_plugin,
     }
     faults += [f"{name}: there is no file {path}." for name, path in files.items() if path and not path.is_file()]
@@ -280,7 +285,7 @@ def _value_faults(s: Settings) -> list[str]:
         "--models and --feature-table are both empty; ask for at least one.": not s.models and not s.feature_table,
         f"--feature-table names must be letters and digits and differ from --models; got "
         f"{', '.join(s.feature_table)}.": any(not re.fullmatch("[0-9a-zA-Z]+", name) for name in s.feature_table)
-        or bool(set(s.feature_table) & {m.partition("=")[0] for m in s.models}),
+        or bool(set(s.feature_table) & {m.partition("=")[0].removesuffix("+random") for m in s.models}),
         "--space must name at least one space.": not s.space,
         f"--layers are {s.layers}, but must be from 0 up (0 = embedding).": any(layer < 0 for layer in s.layers),
         f"--device is {s.device!r}, but must be auto, cpu, cuda or cuda:N.": not re.fullmatch(DEVICES, s.device),
@@ -290,6 +295,7 @@ def _value_faults(s: Settings) -> list[str]:
         "The analysis level": ((s.analysis_level,), LEVELS),
         "--window-position": ((s.window_position,), POSITIONS),
         "--poolings": (s.poolings, POOLINGS),
+        "--null-instructions": (s.null_instructions, NULL_INSTRUCTIONS),
         "--confounds": ((s.confounds,), CONFOUNDS),
     }
     for name, (given, allowed) in choices.items():

@@ -1,10 +1,10 @@
-"""Write docs/reference/cli.md from the parsers of the two commands. usage: python docs/generate_cli.py"""
+"""Write docs/reference/cli.md from the parsers of all commands. usage: python docs/generate_cli.py"""
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from bids_mllm.cli import parser, simulate
+from bids_mllm.cli import features, models, parser, simulate
 
 PAGE = Path(__file__).parent / "reference" / "cli.md"
 HEAD = """# Command line
@@ -19,14 +19,24 @@ command line override those of `--config-file`.
 def cli_page() -> str:
     """Return the whole page as Markdown."""
     lines = [HEAD]
-    for command in (parser.build_parser(), simulate.build_parser()):
+    for command in commands():
         lines += _command(command)
     return "\n".join(lines)
 
 
+def commands() -> Iterator[argparse.ArgumentParser]:
+    """Yield the parser of every command, and of every command within one."""
+    for build in (parser, models, features, simulate):
+        command = build.build_parser()
+        yield command
+        for action in command._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+
 def _command(command: argparse.ArgumentParser) -> Iterator[str]:
     yield f"## {command.prog}\n"
-    yield f"{command.description}\n"
+    yield f"{command.description}\n" if command.description else ""
     for group in command._action_groups:
         if group._group_actions:
             yield f"### {group.title}\n"

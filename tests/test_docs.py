@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from bids_mllm import __version__
-from bids_mllm.cli import parser, simulate
+from bids_mllm.cli import features, models, parser, simulate
 from bids_mllm.features.extraction import extract_clips
 from bids_mllm.features.extractor import ReadOut
 from bids_mllm.features.instructions import load_instructions
@@ -29,7 +29,12 @@ from bids_mllm.records import Clip, ClipMedia, Condition, ModelSpec
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-PARSERS = {"bids-mllm": parser.build_parser, "bids-mllm-simulate": simulate.build_parser}
+PARSERS = {
+    "bids-mllm": parser.build_parser,
+    "bids-mllm-models": models.build_parser,
+    "bids-mllm-features": features.build_parser,
+    "bids-mllm-simulate": simulate.build_parser,
+}
 
 
 def reference(name: str) -> str:
@@ -101,7 +106,7 @@ def test_every_option_is_on_the_cli_page(build: Callable[[], argparse.ArgumentPa
 
 
 def test_the_cli_page_has_no_option_that_does_not_exist() -> None:
-    known = {name for build in PARSERS.values() for action in build()._actions for name in action.option_strings}
+    known = {name for command in generator().commands() for action in command._actions for name in action.option_strings}
     for page in PAGES:
         for option in re.findall(r"`(--[a-z][a-z-]*)", page.read_text("utf-8")):
             assert option in known, f"{page.name} names {option}"

@@ -1,10 +1,11 @@
 """The table of runs and the estimates that `--dry-run` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bids_mllm.exceptions import CheckpointError
+from bids_mllm.features.extractor import ExtractionPlan
 from bids_mllm.features.registry import load_family
 from bids_mllm.records import ParticipantDesign
 from bids_mllm.workflows.facts import output_task
@@ -17,6 +18,8 @@ COLUMNS = (
 )  # fmt: skip
 #: Floating-point operations a second that one processor core reaches in such work.
 CORE_FLOPS = 3e10
+#: And half of what an H200 reaches in products of bfloat16 matrices.
+GPU_FLOPS = 4e14
 
 
 def run_table(plan: StudyPlan) -> str:
@@ -45,9 +48,10 @@ def run_table(plan: StudyPlan) -> str:
 
 
 def estimates(plan: StudyPlan) -> str:
-    """Return rough needs in words: clips, feature disk, memory and time of the fits, names of files to come."""
+    """Return rough needs in words: work of every model and film, disk, memory and time of the fits, files to come."""
     settings = plan.settings
-    n_clips = _n_clips(plan)
+    clips = _clips_of(plan)
+    n_clips = sum(clips.values())
     lines = [f"{len(plan.participants)} participants, {sum(len(d.runs) for d in plan.designs)} runs, {n_clips} clips."]
     n_spaces, n_bytes = 0, 0
     for model in plan.models:
@@ -56,10 +60,9 @@ def estimates(plan: StudyPlan) -> str:
         except CheckpointError as error:
             lines.append(f"{model.key}: not in the estimates, since its checkpoint is not usable yet. {error}")
             continue
-        n_conditions, n_layers, width = len(planned.conditions), planned.n_layers, planned.width
-        n_spaces += n_conditions * n_layers
-        n_bytes += 4 * n_clips * n_conditions * n_layers * width
-        lines.append(f"{model.key}: {n_conditions} conditions x {n_layers} layers x {width} features.")
+        n_spaces += len(planned.conditions) * planned.n_layers
+        n_bytes += clip_bytes(planned) * n_clips
+        lines += model_lines(model.key, planned, clips)
     n_spaces += len(settings.feature_table)
     rows = max((_n_rows(design) for design in plan.designs), default=0)
     seconds = len(plan.designs) * n_spaces * len(settings.delays) * rows**3 * 20 / CORE_FLOPS
@@ -73,14 +76,65 @@ def estimates(plan: StudyPlan) -> str:
     return "\n".join(lines)
 
 
-def _n_clips(plan: StudyPlan) -> int:
+def clip_bytes(planned: ExtractionPlan) -> int:
+    """Bytes on disk of the features of one clip: two a value, as nearly all are stored."""
+    return 2 * len(planned.conditions) * planned.n_layers * planned.width
+
+
+def model_lines(key: str, planned: ExtractionPlan, clips: Mapping[str, int]) -> list[str]:
+    """Return what one model needs: conditions and memory, then work, time and disk of every film.
+
+    Parameters
+    ----------
+    key
+        Of the model.
+    planned
+        What it will do.
+    clips
+        Number of clips by stimulus.
+    """
+    size = f"{len(planned.conditions)} conditions x {planned.n_layers} layers x {planned.width} features"
+    cost = planned.cost
+    if cost is None:
+        lines = [f"{key}: {size}; without weights, on the CPU."]
+    else:
+        lines = [
+            f"{key}: {size}; {cost.weight_bytes / 1e9:.2f} GB of weights and {cost.clip_bytes / 1e9:.3f} GB a clip of "
+            f"a batch on the device, {cost.flops / 1e12:.3g} TFLOP a clip."
+        ]
+    for stim_file, n_clips in clips.items():
+        disk = f"{clip_bytes(planned) * n_clips / 1e9:.3f} GB on disk"
+        if cost is None:
+            lines.append(f"  {stim_file}: {n_clips} clips, {disk}")
+            continue
+        work = cost.flops * n_clips
+        lines.append(
+            f"  {stim_file}: {n_clips} clips, {work / 1e12:.3g} TFLOP, about {_duration(work / GPU_FLOPS)} on a data "
+            f"centre's GPU or {_duration(work / CORE_FLOPS)} on a processor core, {disk}"
+        )
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _clips_of(plan: StudyPlan) -> dict[str, int]:
+    """Number of clips by stimulus, over all grids of windows."""
     grids = {
         (stim_file, grid)
         for design in plan.designs
         for windows in design.windows
         for stim_file, grid in zip(windows.stim_files, windows.grids, strict=True)
     }
-    return sum(grid.n_windows for _, grid in grids)
+    counts: dict[str, int] = {}
+    for stim_file, grid in sorted(grids, key=lambda found: found[0]):
+        counts[stim_file] = counts.get(stim_file, 0) + grid.n_windows
+    return counts
 
 
 def _n_rows(design: ParticipantDesign) -> int:

@@ -12,6 +12,7 @@ from bids_mllm.config import (
     CONFOUNDS,
     DEVICES,
     LEVELS,
+    NULL_INSTRUCTIONS,
     POOLINGS,
     POSITIONS,
     Settings,
@@ -144,13 +145,19 @@ def add_features_options(parser: _Parser) -> None:
         "--models",
         nargs="*",
         metavar="KEY[=PATH]",
-        help="keys of the registry, LABEL=FOLDER for a checkpoint on disk, or a registered hub id "
-        "(default motionenergy melspectrogram; none with --feature-table)",
+        help="keys of the registry, LABEL=FOLDER for a checkpoint on disk, or a hub id that was prefetched; each with "
+        "+random behind it for the same model with random weights (default motionenergy melspectrogram; none with "
+        "--feature-table); `bids-mllm-models list` shows the keys",
     )
     add(group, "--model-revision", metavar="REV", help="revision of hub checkpoints")
-    add(group, "--allow-download", action="store_true", help="fetch hub checkpoints that are not in the cache")
-    add(group, "--instructions", nargs="+", metavar="KEY", help="keys of instructions (default: all 13)")
-    add(group, "--instructions-file", type=Path, metavar="FILE", help="TOML with instructions of your own")
+    add(group, "--family", metavar="NAME", help="family of hub ids and folders that do not tell it themselves")
+    add(
+        group,
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code that comes with a checkpoint (Kimi-Audio needs it)",
+    )
+    _add_instructions(parser, group)
     add(
         group,
         "--poolings",
@@ -181,6 +188,34 @@ def add_features_options(parser: _Parser) -> None:
         type=Path,
         metavar="DIR",
         help="feature store, shared by participants and data sets (default OUTPUT_DIR/sourcedata/features)",
+    )
+
+
+def _add_instructions(parser: _Parser, group: Any) -> None:
+    """What models are asked."""
+    add = parser.add_option
+    add(
+        group,
+        "--instructions",
+        nargs="+",
+        metavar="KEY",
+        help="keys of instructions (default: all 13 for video, all 5 for sound)",
+    )
+    add(group, "--instructions-file", type=Path, metavar="FILE", help="TOML with instructions of your own")
+    add(
+        group,
+        "--null-instructions",
+        nargs="+",
+        choices=NULL_INSTRUCTIONS,
+        help="controls beside the instructions: an empty one, each one's words scrambled, each replaced by an "
+        "unrelated one of the same length",
+    )
+    add(
+        group,
+        "--demonstrations",
+        type=Path,
+        metavar="FILE",
+        help="TOML with clips, instructions and answers that models of the kind in-context see before each clip",
     )
 
 

@@ -58,7 +58,7 @@ def _set_up_environment(settings: Settings) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not settings.verbose:
         os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ["HF_HUB_OFFLINE"] = "0" if settings.allow_download else "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def resolve_device(device: str) -> str:

@@ -77,6 +77,7 @@ class ParticipantPage:
     windows: tuple[TRWindows, ...] = ()
     dropped: tuple[DroppedRun, ...] = ()
     models: tuple[ModelCard, ...] = ()
+    checks: tuple[Block, ...] = ()
     cross_validation: CrossValidation | None = None
     scores: tuple[Table, ...] = ()
     maps: tuple[ModelPictures, ...] = ()
@@ -104,6 +105,7 @@ class GroupPage:
     participant_tables: tuple[Table, ...] = ()
     dropped: tuple[DroppedRun, ...] = ()
     models: tuple[ModelCard, ...] = ()
+    checks: tuple[Block, ...] = ()
     maps: tuple[ModelPictures, ...] = ()
     best_maps: tuple[ModelPictures, ...] = ()
     roi_pictures: tuple[Picture, ...] = ()
@@ -125,6 +127,7 @@ def render_participant(page: ParticipantPage) -> str:
         Section("dropped", "Runs left out", "No run was left out.", _dropped(page.dropped)),
         Section("alignment", "Alignment with the stimuli", "No run was aligned.", _alignment(page)),
         _models(page.models),
+        Section("checks", "Do the instructions matter?", "No check of the features was found.", page.checks),
         Section("cv", "Cross-validation", "No cross-validation was made.",
                 _cross_validation(page.cross_validation)),
         Section("scores", "Scores", "No table of scores was made.", page.scores),
@@ -149,6 +152,7 @@ def render_group(page: GroupPage) -> str:
                 (*summary, *names, *page.participant_tables)),
         Section("dropped", "Runs left out", "No run was left out.", _dropped(page.dropped)),
         _models(page.models),
+        Section("checks", "Do the instructions matter?", "No check of the features was found.", page.checks),
         Section("maps", "Mean maps", "No mean map was made.", _pictures(page.maps)),
         Section("best", "Best instruction and layer", "No map of best instructions or layers was made.",
                 _pictures(page.best_maps)),

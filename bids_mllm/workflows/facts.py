@@ -14,8 +14,8 @@ from bids_mllm.records import Instruction, ParticipantDesign, Run
 from bids_mllm.workflows.plan import StudyPlan, split_of
 
 LIBRARIES = (
-    "av", "himalaya", "librosa", "nibabel", "nilearn", "nipype", "numpy", "pybids", "pymoten", "torch",
-    "transformers", "zarr",
+    "av", "himalaya", "librosa", "nibabel", "nilearn", "nipype", "numpy", "pybids", "pymoten", "safetensors",
+    "torch", "transformers",
 )  # fmt: skip
 SCALING = (
     "Features and BOLD are z-scored within each run, or within each part of it that an outer fold holds out, on the "
@@ -70,10 +70,11 @@ def model_facts(plan: StudyPlan, key: str) -> dict[str, Any]:
         "Media": model.media,
         "Licence": model.licence,
         "DType": model.dtype,
-        "Parameters": {k: v for k, v in model.parameters.items() if k != "allow_download"},
+        "Weights": model.weights,
+        "Parameters": {k: v for k, v in model.parameters.items() if k != "trust_remote_code"},
     }
     if model.instructed:
-        facts["Instructions"] = {i.key: i.text for i in plan.instructions}
+        facts["Instructions"] = {i.key: i.text for i in plan.instructions[key]}
         facts["Poolings"] = list(plan.settings.poolings)
         facts["MaxNewTokens"] = plan.settings.max_new_tokens
     return facts
@@ -140,7 +141,8 @@ def dataset_facts(plan: StudyPlan) -> dict[str, Any]:
     """Return the arguments of `write_dataset_files`."""
     settings = plan.settings
     described = dict(outputs()["descriptions"])
-    described |= condition_descriptions(settings.poolings, plan.instructions)
+    for instructions in plan.instructions.values():
+        described |= condition_descriptions(settings.poolings, instructions)
     fmriprep = generated_by(plan.fmriprep_dir)
     return {
         "version": __version__,

@@ -16,9 +16,11 @@ from bids_mllm.io.files import read_tsv, write_text
 from bids_mllm.io.results import ModelResult
 from bids_mllm.records import ModelSpec
 from bids_mllm.report.charts import roi_bars
+from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.content import Picture, Table
 from bids_mllm.report.pages import GroupPage, ModelPictures, ReportedError, render_group
 from bids_mllm.report.tables import ModelCard
+from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.facts import library_versions
 from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table
 from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
@@ -30,17 +32,19 @@ SCORE_COLUMNS = ("r", "r2", "cv_r2")
 def write_group_report(settings: Settings, results: Sequence[ModelResult], *, failures: tuple[Failure, ...]) -> Path:
     """Write ``group.html`` from the group maps and tables; returns its path."""
     of_group = group_models(results)
+    checks = found_checks(settings.output_dir, list(dict.fromkeys(result.model for result in results)))
     pictures = best_maps(of_group, who="the group")
     roi_pictures, roi_tables = _rois(settings.output_dir, of_group)
     page = GroupPage(
         participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
         app_version=__version__,
         created=now(),
-        warnings=_warnings(results),
+        warnings=(*_warnings(results), *conditioning_warnings(checks)),
         errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
         summary=_summary(results),
         participant_tables=_participant_tables(results),
         models=_cards(results),
+        checks=check_blocks(settings.output_dir, checks),
         maps=tuple(ModelPictures(p.model, p.pictures[:1]) for p in pictures),
         best_maps=tuple(ModelPictures(p.model, p.pictures[1:]) for p in pictures if len(p.pictures) > 1),
         roi_pictures=roi_pictures,

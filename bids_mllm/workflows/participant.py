@@ -21,6 +21,7 @@ from bids_mllm.io.design import design_to_text
 from bids_mllm.io.files import read_json, still_written, write_text_if_changed
 from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import ModelSpec, ParticipantDesign, WindowGrid
+from bids_mllm.workflows.checks import check_node
 from bids_mllm.workflows.facts import map_facts
 from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
@@ -40,18 +41,36 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
     for node in (node for nodes in features.values() for node in nodes):
         workflow.add_nodes([node])
         node.overwrite = _must_extract_again(workflow, node) or None
+    _connect_checks(workflow, plan, [node for nodes in features.values() for node in nodes])
     for design in plan.designs:
         _connect_participant(workflow, plan, design, features, device)
     return workflow
 
 
+def _connect_checks(workflow: Workflow, plan: StudyPlan, sources: Sequence[Node]) -> None:
+    """Check the features of every model when those of all stimuli are there."""
+    if not plan.models:
+        return
+    merge = Node(Merge(len(sources)), name="manifests", run_without_submitting=True)
+    for position, node in enumerate(sources, start=1):
+        workflow.connect(node, "manifests", merge, f"in{position}")
+    for model in plan.models:
+        checks = check_node(plan, model)
+        checks.overwrite = _must_write_again(workflow, checks) or None
+        workflow.connect(merge, "out", checks, "manifests")
+
+
 def _feature_nodes(plan: StudyPlan, device: str) -> dict[str, list[Node]]:
-    """Nodes by stimulus: one a model and window length, one a feature table and window length."""
+    """Nodes by stimulus: one a device and window length for all models there, one a feature table and length.
+
+    The models of one node read the film together. Those without weights run on the CPU beside the device.
+    """
     settings = plan.settings
     nodes: dict[str, list[Node]] = defaultdict(list)
     for number, ((stim_file, _), grids) in enumerate(sorted(_grids(plan).items())):
-        for model in plan.models:
-            nodes[stim_file].append(_extract_node(plan, model, stim_file, grids, number, device))
+        for place in dict.fromkeys(_device_of(model, device) for model in plan.models):
+            models = [model for model in plan.models if _device_of(model, device) == place]
+            nodes[stim_file].append(_extract_node(plan, models, stim_file, grids, number, place))
         for name, folder in settings.feature_table.items():
             interface = ReadFeatureTable(
                 name=name,
@@ -65,6 +84,11 @@ def _feature_nodes(plan: StudyPlan, device: str) -> dict[str, list[Node]]:
             )
             nodes[stim_file].append(Node(interface, name=f"table_{name}_{number:04d}", mem_gb=0.5))
     return nodes
+
+
+def _device_of(model: ModelSpec, device: str) -> str:
+    """Where a model runs: one without weights on the CPU."""
+    return device if model.source else "cpu"
 
 
 def _grids(plan: StudyPlan) -> dict[tuple[str, float], list[WindowGrid]]:
@@ -84,32 +108,41 @@ def _grids_json(grids: Sequence[WindowGrid]) -> str:
 
 def _extract_node(
     plan: StudyPlan,
-    model: ModelSpec,
+    models: Sequence[ModelSpec],
     stim_file: str,
     grids: Sequence[WindowGrid],
     number: int,
     device: str,
 ) -> Node:
     settings = plan.settings
-    stimulus = plan.stimuli[stim_file]
-    own = [grid_for_duration(grid, _seconds(stimulus.duration(model.media))) for grid in grids]
-    readout = asdict(read_out(plan, model, grids[0].length))
-    on_gpu = device.startswith("cuda") and model.instructed
-    spec = asdict(model)
-    spec["parameters"] = dict(model.parameters)
+    on_gpu = device.startswith("cuda")
+    demonstrations = settings.demonstrations
     interface = ExtractFeatures(
-        stimulus=json.dumps(asdict(stimulus) | {"path": str(stimulus.path)}, sort_keys=True),
-        grids=_grids_json(own),
-        model=json.dumps(spec, sort_keys=True),
-        checkpoint=_checkpoint_signature(model),
-        readout=json.dumps(readout, sort_keys=True),
+        stimulus=json.dumps(asdict(plan.stimuli[stim_file]) | {"path": str(plan.stimuli[stim_file].path)}),
+        models=json.dumps([_model_inputs(plan, model, stim_file, grids) for model in models], sort_keys=True),
+        checkpoints=[_checkpoint_signature(model) for model in models],
+        demonstrations="" if demonstrations is None else str(demonstrations),
         features_dir=str(settings.store_dir),
-        device=device if model.instructed else "cpu",
+        texts_dir=str(settings.output_dir / "sourcedata" / "texts"),
+        device=device,
         use_gpu=on_gpu,
+        memory_bytes=settings.mem_mb * 2**20 / settings.nprocs,
         app_version=__version__,
     )
     n_procs = 1 if on_gpu else settings.omp_nthreads
-    return Node(interface, name=f"features_{model.key}_{number:04d}", n_procs=n_procs, mem_gb=2.0)
+    return Node(interface, name=f"features_{'gpu' if on_gpu else 'cpu'}_{number:04d}", n_procs=n_procs, mem_gb=2.0)
+
+
+def _model_inputs(plan: StudyPlan, model: ModelSpec, stim_file: str, grids: Sequence[WindowGrid]) -> dict[str, Any]:
+    """Return what the extraction of one model from one stimulus depends on, as JSON values."""
+    seconds = _seconds(plan.stimuli[stim_file].duration(model.media))
+    spec = asdict(model)
+    spec["parameters"] = dict(model.parameters)
+    return {
+        "spec": spec,
+        "readout": asdict(read_out(plan, model, grids[0].length)),
+        "grids": [asdict(grid_for_duration(grid, seconds)) for grid in grids],
+    }
 
 
 def _seconds(duration: float | None) -> float:
@@ -146,7 +179,7 @@ def _connect_participant(
     bold, fit, maps = _participant_nodes(plan, design, label, design_file, runs_file, device)
     maps.overwrite = _must_write_again(workflow, maps) or None
     for position, node in enumerate(sources, start=1):
-        workflow.connect(node, "manifest", merge, f"in{position}")
+        workflow.connect(node, "manifests", merge, f"in{position}")
     workflow.connect(merge, "out", fit, "manifests")
     workflow.connect(bold, "info", fit, "bold")
     workflow.connect(bold, "info", maps, "bold")
@@ -210,13 +243,15 @@ def _must_write_again(workflow: Workflow, node: Node) -> bool:
 
 
 def _must_extract_again(workflow: Workflow, node: Node) -> bool:
-    """Whether the store lacks a chunk of what the node put there before."""
-    manifest = _node_dir(workflow, node) / "manifest.json"
-    if not manifest.is_file():
-        return False
-    rows = read_json(manifest)["entries"]
-    entries = (FeatureEntry(Path(r["path"]), r["n_windows"], r["n_layers"], r["width"]) for r in rows)
-    return any(entry.missing_chunks() for entry in entries)
+    """Whether the store lacks a chunk of what the node put there before, or a table of texts is gone."""
+    for path in _node_dir(workflow, node).glob("*.json"):
+        content = read_json(path)
+        rows = content.get("entries", []) if isinstance(content, dict) else []
+        entries = (FeatureEntry(Path(r["path"]), r["n_windows"], r["n_layers"], r["width"]) for r in rows)
+        texts = content.get("texts", []) if isinstance(content, dict) else []
+        if any(entry.missing_chunks() for entry in entries) or not all(Path(text).is_file() for text in texts):
+            return True
+    return False
 
 
 def _brain_only(design: ParticipantDesign) -> ParticipantDesign:

@@ -21,6 +21,7 @@ from bids_mllm.discover.layout import (
 from bids_mllm.discover.runs import RunQuery, find_runs, usable_runs
 from bids_mllm.discover.stimulus_map import mapped_showings, read_stimulus_map
 from bids_mllm.exceptions import InputDataError, StimulusError, UsageError
+from bids_mllm.features.controls import null_instructions
 from bids_mllm.features.instructions import choose_instructions, load_instructions
 from bids_mllm.features.registry import resolve_models
 from bids_mllm.features.table import check_table
@@ -40,7 +41,8 @@ class StudyPlan:
     """Everything the workflow is built from.
 
     `stimuli` holds the media files that models read (none where only tables are asked for); `spans` the
-    seconds of each stimulus that all models asked for can read.
+    seconds of each stimulus that all models asked for can read; `instructions` those of each model that follows
+    any, by its key, null instructions included.
     """
 
     settings: Settings
@@ -50,7 +52,7 @@ class StudyPlan:
     designs: tuple[ParticipantDesign, ...]
     dropped: tuple[DroppedRun, ...]
     models: tuple[ModelSpec, ...]
-    instructions: tuple[Instruction, ...]
+    instructions: Mapping[str, tuple[Instruction, ...]]
     stimuli: Mapping[str, Stimulus]
     spans: Mapping[str, float]
     table_digests: Mapping[tuple[str, str], str]
@@ -72,7 +74,7 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
     """
     models = _models(settings)
     _check_atlases(settings.atlas)
-    instructions = choose_instructions(load_instructions(settings.instructions_file), settings.instructions or None)
+    instructions = _instructions(settings, models)
     if not settings.skip_bids_validation:
         check_raw_dataset(settings.bids_dir)
     fmriprep_dir = find_fmriprep(settings.bids_dir, settings.derivatives)
@@ -109,13 +111,27 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
 
 
 def _models(settings: Settings) -> tuple[ModelSpec, ...]:
-    models = resolve_models(settings.models, revision=settings.model_revision, sloppy=settings.sloppy)
-    if not settings.allow_download:
+    models = resolve_models(
+        settings.models, revision=settings.model_revision, sloppy=settings.sloppy, family=settings.family
+    )
+    if not settings.trust_remote_code:
         return models
     return tuple(
-        replace(model, parameters={**model.parameters, "allow_download": True}) if model.source else model
+        replace(model, parameters={**model.parameters, "trust_remote_code": True}) if model.instructed else model
         for model in models
     )
+
+
+def _instructions(settings: Settings, models: Sequence[ModelSpec]) -> dict[str, tuple[Instruction, ...]]:
+    """Choose the instructions of each model that follows any, and add the null instructions asked for."""
+    kinds = {model.media for model in models if model.instructed} or {"video"}
+    lists = {media: load_instructions(settings.instructions_file, media=media) for media in sorted(kinds)}
+    chosen = {}
+    for media, own in lists.items():
+        elsewhere = [one for other, found in lists.items() if other != media for one in found]
+        real = choose_instructions(own, settings.instructions or None, elsewhere=elsewhere)
+        chosen[media] = (*real, *null_instructions(real, settings.null_instructions, settings.random_seed))
+    return {model.key: chosen[model.media] for model in models if model.instructed}
 
 
 def _check_atlases(atlases: Sequence[Path]) -> None:
@@ -209,12 +225,13 @@ def _longest(stimulus: Stimulus | None) -> float | None:
 def _check_sound(models: Sequence[ModelSpec], stimuli: Mapping[str, Stimulus]) -> None:
     for model in models:
         for stimulus in stimuli.values():
-            if stimulus.duration(model.media) is None:
-                what = "sound" if model.media == "audio" else "picture"
-                raise StimulusError(
-                    f"{model.key} needs {what}, but {stimulus.path} has no {model.media} stream; leave the model out "
-                    "or choose other runs with --task-id."
-                )
+            if stimulus.duration(model.media) is not None:
+                continue
+            what, stream = ("sound", "audio") if stimulus.audio_duration is None else ("pictures", "video")
+            raise StimulusError(
+                f"{model.key} needs {what}, but {stimulus.path} has no {stream} stream; leave the model out "
+                "or choose other runs with --task-id."
+            )
 
 
 def _spans(

@@ -1,6 +1,7 @@
 """What is asked of each model."""
 
-from bids_mllm.features.extractor import ReadOut
+from bids_mllm.features.extractor import Demonstration, ReadOut
+from bids_mllm.io.demonstrations import read_demonstrations
 from bids_mllm.records import ModelSpec
 from bids_mllm.workflows.plan import StudyPlan
 
@@ -11,7 +12,17 @@ def read_out(plan: StudyPlan, spec: ModelSpec, window: float | None = None) -> R
     return ReadOut(
         window=plan.designs[0].windows[0].grids[0].length if window is None else window,
         poolings=settings.poolings,
-        instructions=plan.instructions if spec.instructed else (),
+        instructions=plan.instructions.get(spec.key, ()),
         max_new_tokens=settings.max_new_tokens,
         seed=settings.random_seed,
+        demonstrations=_demonstrations(plan, spec),
     )
+
+
+def _demonstrations(plan: StudyPlan, spec: ModelSpec) -> tuple[Demonstration, ...]:
+    """Return the demonstrations of a model that learns in context, not decoded yet."""
+    path = plan.settings.demonstrations
+    if path is None or not spec.kind.startswith("in-context"):
+        return ()
+    rows = read_demonstrations(path)
+    return tuple(Demonstration(row.clip, row.stimulus.sha256, row.instruction, row.answer) for row in rows)

@@ -22,9 +22,11 @@ from bids_mllm.io.results import ModelResult, find_results
 from bids_mllm.io.tables import read_feature_table
 from bids_mllm.records import ModelSpec, ParticipantDesign
 from bids_mllm.report.citations import citation_files
+from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
 from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant
 from bids_mllm.report.tables import ModelCard
+from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.facts import cv_words, library_versions, output_task
 from bids_mllm.workflows.pictures import (
     best_maps,
@@ -150,19 +152,24 @@ def write_participant_report(
     """
     found = find_results(plan.settings.output_dir, [design.participant])
     results = [result for result in found if _planned(plan, design, result)]
+    checks = found_checks(plan.settings.output_dir, [model.key for model in plan.models])
     rows = make_rows(design, delays=plan.settings.delays, n_folds=plan.settings.n_folds)
     pictures, tables = roi_content(results)
     page = ParticipantPage(
         participant=design.participant,
         app_version=__version__,
         created=now(),
-        warnings=participant_warnings(plan, design, results, failed=bool(failures)),
+        warnings=(
+            *participant_warnings(plan, design, results, failed=bool(failures)),
+            *conditioning_warnings(checks),
+        ),
         errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
         summary=_summary(plan, design, results),
         runs=design.runs,
         windows=design.windows,
         dropped=design.dropped,
         models=cards,
+        checks=check_blocks(plan.settings.output_dir, checks),
         cross_validation=CrossValidation(
             rows.folds,
             list(rows.run_of_row),

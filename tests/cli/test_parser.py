@@ -24,7 +24,7 @@ HEAVY = (
     "nilearn",
     "himalaya",
     "transformers",
-    "zarr",
+    "safetensors",
     "pandas",
     "scipy",
     "av",
@@ -37,7 +37,7 @@ def there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("raw", "stimuli", "words", "prep"):
         (tmp_path / folder).mkdir()
-    for file in ("filter.json", "map.tsv", "own.toml", "plugin.yml", "a.nii.gz", "b.nii.gz"):
+    for file in ("filter.json", "map.tsv", "own.toml", "d.toml", "plugin.yml", "a.nii.gz", "b.nii.gz"):
         (tmp_path / file).write_text("")
     return tmp_path
 
@@ -74,9 +74,12 @@ USES: dict[str, tuple[list[str], str, object]] = {
     "--window-position": (["center"], "window_position", "center"),
     "--models": (["tinymllm", "x=/m"], "models", ("tinymllm", "x=/m")),
     "--model-revision": (["abc"], "model_revision", "abc"),
-    "--allow-download": ([], "allow_download", True),
+    "--family": (["qwen25vl"], "family", "qwen25vl"),
+    "--trust-remote-code": ([], "trust_remote_code", True),
     "--instructions": (["AR", "VQ"], "instructions", ("AR", "VQ")),
     "--instructions-file": (["own.toml"], "instructions_file", "{}/own.toml"),
+    "--null-instructions": (["empty", "scrambled"], "null_instructions", ("empty", "scrambled")),
+    "--demonstrations": (["d.toml"], "demonstrations", "{}/d.toml"),
     "--poolings": (["last", "media"], "poolings", ("last", "media")),
     "--max-new-tokens": (["3"], "max_new_tokens", 3),
     "--layers": (["0", "12"], "layers", (0, 12)),

@@ -42,18 +42,34 @@ def test_group_without_results(call, tmp_path):
     assert "no results of the participant level" in result.err
 
 
-def test_allow_download_reaches_the_models(study, tmp_path):
+def plan_of(study, tmp_path, *words):
     from bids_mllm.cli.parser import parse_settings
     from bids_mllm.workflows.plan import plan_study
 
-    words = [
-        str(study), str(tmp_path), "participant", "--models", "motionenergy",
-        f"tiny={study / 'models/qwen25vltiny'}", "-w", str(tmp_path / "w"),
-    ]  # fmt: skip
-    allowed = plan_study(parse_settings([*words, "--allow-download"]), only_list=True)
-    assert [dict(model.parameters).get("allow_download") for model in allowed.models] == [None, True]
-    refused = plan_study(parse_settings(words), only_list=True)
-    assert not any("allow_download" in model.parameters for model in refused.models)
+    models = ["motionenergy", f"tiny={study / 'models/qwen25vltiny'}"]
+    given = [study, tmp_path, "participant", "-w", tmp_path / "w", *words, "--models", *models]
+    return plan_study(parse_settings([str(word) for word in given]), only_list=True)
+
+
+def test_trust_in_remote_code_reaches_the_models(study, tmp_path):
+    trusted = plan_of(study, tmp_path, "--trust-remote-code")
+    assert [dict(model.parameters).get("trust_remote_code") for model in trusted.models] == [None, True]
+    assert not any("trust_remote_code" in model.parameters for model in plan_of(study, tmp_path).models)
+
+
+def test_null_instructions_stand_beside_the_real_ones(study, tmp_path):
+    plan = plan_of(study, tmp_path, "--instructions", "AR", "ESA", "--null-instructions", "empty", "scrambled")
+    keys = [instruction.key for instruction in plan.instructions["tiny"]]
+    assert keys == ["AR", "ESA", "NULLempty", "ARscrambled", "ESAscrambled"]
+    assert "motionenergy" not in plan.instructions
+
+
+def test_the_hub_is_never_asked(monkeypatch, study, tmp_path):
+    from bids_mllm.cli.parser import parse_settings
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    run._set_up_environment(parse_settings([str(study), str(tmp_path), "participant"]))
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_torch_of_this_machine_is_asked():

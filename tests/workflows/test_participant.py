@@ -307,7 +307,7 @@ def test_outputs_that_are_gone_or_changed_are_written_again(small, study):
 
 def test_a_removed_store_entry_is_extracted_again(small):
     out, _work, words = small
-    entry = next((out / "sourcedata/features").glob("*/*.zarr"))
+    entry = next((out / "sourcedata/features").glob("*/*/entry.json")).parent
     shutil.rmtree(entry)
     result = run(*words, "--alphas", "1", "1e5", "3")
     assert result.returncode == 0, result.stderr
