@@ -106,7 +106,8 @@ def test_every_option_is_on_the_cli_page(build: Callable[[], argparse.ArgumentPa
 
 
 def test_the_cli_page_has_no_option_that_does_not_exist() -> None:
-    known = {name for command in generator().commands() for action in command._actions for name in action.option_strings}
+    actions = [action for command in generator().commands() for action in command._actions]
+    known = {name for action in actions for name in action.option_strings}
     for page in PAGES:
         for option in re.findall(r"`(--[a-z][a-z-]*)", page.read_text("utf-8")):
             assert option in known, f"{page.name} names {option}"
@@ -122,6 +123,14 @@ def test_every_output_is_documented() -> None:
         assert all(f"`{column}`" in columns for column in table["Columns"])
     labels = first_cells(section(page, "Conditions"))
     assert all(f"`{label}`" in labels for label in declared["descriptions"])
+
+
+def test_every_column_of_the_checks_is_documented() -> None:
+    from bids_mllm.interfaces import conditioning
+
+    rows = {tuple(row[:2]) for row in table_rows(section(reference("outputs"), "Checks of features"))}
+    for columns in (conditioning.PAIR_COLUMNS, conditioning.MATRIX_COLUMNS, conditioning.COUPLING_COLUMNS):
+        assert {(f"`{name}`", text.rstrip(".")) for name, text in columns.items()} <= rows
 
 
 def test_no_map_is_documented_that_does_not_exist() -> None:
