@@ -9,14 +9,41 @@ import numpy as np
 from bids_mllm.records import Instruction, Media, Pooling
 from bids_mllm.validation import check_in_allowed
 
-#: Bibliography keys of the models and programs behind each family; others are cited as hub models.
+_HUB_CITATIONS = ("transformers", "pytorch")
+#: Bibliography keys of the models behind each family of the hub; others are cited as models of the hub alone.
+_HUB_FAMILIES: Mapping[str, str] = {
+    "qwen25vl": "qwen25vl",
+    "llavaonevision": "llavaonevision",
+    "llavanextvideo": "llavanextvideo",
+    "videollava": "videollava",
+    "instructblipvideo": "instructblip",
+    "qwen2audio": "qwen2audio",
+    "qwen25omni": "qwen25omni",
+    "kimiaudio": "kimiaudio",
+    "internvl": "internvl3",
+    "peav": "perceptionencoder",
+    "clip": "clip",
+    "xclip": "xclip",
+    "videomae": "videomae",
+    "vivit": "vivit",
+    "timesformer": "timesformer",
+    "vjepa2": "vjepa2",
+    "vit": "vit",
+    "dinov2": "dinov2",
+    "audiospectrogram": "ast",
+    "wav2vec2": "wav2vec2",
+    "hubert": "hubert",
+    "wavlm": "wavlm",
+    "whisper": "whisper",
+    "clap": "clap",
+}
+#: Bibliography keys of the models and programs behind each family.
 FAMILY_CITATIONS: Mapping[str, tuple[str, ...]] = {
     "motionenergy": ("nishimoto2011", "pymoten"),
     "melspectrogram": ("librosa",),
     "table": (),
-    "qwen25vl": ("qwen25vl", "transformers", "pytorch"),
+    **{family: (key, *_HUB_CITATIONS) for family, key in _HUB_FAMILIES.items()},
 }
-_HUB_CITATIONS = ("transformers", "pytorch")
 _POOLING_WORDS: Mapping[Pooling, str] = {
     "generated": "the mean over the generated tokens",
     "last": "the last token of the instruction and its template",
@@ -24,7 +51,12 @@ _POOLING_WORDS: Mapping[Pooling, str] = {
     "media": "the mean over the tokens of the film or sound",
     "stimulus": "the features of the stimulus itself",
 }
-_MEDIA_WORDS: Mapping[Media, str] = {"video": "video", "audio": "audio", "table": "a table of features"}
+_MEDIA_WORDS: Mapping[Media, str] = {
+    "video": "video",
+    "audio": "audio",
+    "both": "video and audio",
+    "table": "a table of features",
+}
 _POSITION_WORDS = {
     "end": "ended with the TR of the volume, so that no later frame entered",
     "center": "had its middle at the middle of the TR of the volume, so that a window longer than the TR "
@@ -58,6 +90,8 @@ class ModelFacts:
     instructions: tuple[Instruction, ...] = ()
     max_new_tokens: int = 0
     n_frames: int = 0
+    random_weights: bool = False
+    n_demonstrations: int = 0
 
     @property
     def low_level(self) -> bool:
@@ -215,13 +249,22 @@ def _model(model: ModelFacts) -> str:
     frames = f" Each window was given as {model.n_frames} frames." if model.n_frames else ""
     dtype = f", computed in {_escaped(model.dtype)}" if model.dtype and model.source else ""
     shape = f"{_count(model.n_layers, 'layer')} of {_count(model.width, 'feature')}"
+    control = " As a control its weights were drawn at random, as before training." if model.random_weights else ""
+    shown = ""
+    if model.n_demonstrations:
+        shown = (
+            f" {_count(model.n_demonstrations, 'demonstration')} with instruction and answer stood before each clip."
+        )
     text = (
         f"**{_escaped(model.key)}**{origin}{cited}: {_escaped(model.kind)} model reading "
-        f"{_MEDIA_WORDS[model.media]}; {shape}{dtype}.{frames}{_poolings(model)}"
+        f"{_MEDIA_WORDS[model.media]}; {shape}{dtype}.{control}{frames}{shown}{_poolings(model)}"
     )
     if not model.instructions:
         return text
-    items = [f"- {_escaped(i.name)} ({_escaped(i.key)}): {_escaped(i.text)}" for i in model.instructions]
+    items = [
+        f"- {_escaped(i.name)} ({_escaped(i.key)}): {_escaped(i.text) or '(no instruction)'}"
+        for i in model.instructions
+    ]
     return f"{text} The instructions were:\n\n" + "\n".join(items)
 
 

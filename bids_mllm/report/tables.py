@@ -14,7 +14,7 @@ class ModelCard:
     """What a page says of one model.
 
     `spec` as in the registry; `n_layers` with the embedding, `width` in features, `n_frames` a window
-    (0 = not a frame model); `poolings` and `instructions` as they were run.
+    (0 = not a frame model); `poolings`, `instructions` and the number of demonstrations as they were run.
     """
 
     spec: ModelSpec
@@ -24,6 +24,7 @@ class ModelCard:
     poolings: tuple[Pooling, ...] = ()
     instructions: tuple[Instruction, ...] = ()
     extra: Mapping[str, Cell] = field(default_factory=dict)
+    n_demonstrations: int = 0
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -85,6 +86,8 @@ def model_blocks(card: ModelCard) -> tuple[Heading | Facts | Table, ...]:
         "Kind": spec.kind,
         "Media": spec.media,
         "Frames a window": card.n_frames or None,
+        "Weights": "drawn at random" if spec.weights == "random" else None,
+        "Demonstrations": card.n_demonstrations or None,
         "Number format": spec.dtype,
         "Licence": spec.licence or None,
         "Layers x width": f"{card.n_layers} x {card.width}",

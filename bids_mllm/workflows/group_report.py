@@ -136,6 +136,7 @@ def _cards(results: Sequence[ModelResult]) -> tuple[ModelCard, ...]:
             kind=model["Kind"],
             licence=model.get("Licence", ""),
             dtype=model.get("DType", "float32"),
+            weights=model.get("Weights", "pretrained"),
         )
         cards[result.model] = ModelCard(
             spec=spec,

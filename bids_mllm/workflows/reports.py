@@ -66,6 +66,7 @@ def model_cards(plan: StudyPlan) -> tuple[ModelCard, ...]:
                 n_frames=planned.request.n_frames,
                 poolings=readout.poolings if spec.instructed else (),
                 instructions=readout.instructions,
+                n_demonstrations=len(readout.demonstrations),
             )
         )
     return (*cards, *_table_cards(plan))
@@ -136,6 +137,8 @@ def _model_facts(card: ModelCard, settings: Settings) -> ModelFacts:
         instructions=card.instructions,
         max_new_tokens=settings.max_new_tokens,
         n_frames=card.n_frames,
+        random_weights=card.spec.weights == "random",
+        n_demonstrations=card.n_demonstrations,
     )
 
 

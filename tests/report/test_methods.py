@@ -164,3 +164,24 @@ def test_citation_files_keep_only_what_is_cited() -> None:
 def test_a_citation_without_an_entry_is_named() -> None:
     with pytest.raises(ValueError, match="cites nobody2020"):
         citation_files("Text [@nobody2020].", BIBLIOGRAPHY)
+
+
+def test_every_model_of_the_registry_has_a_methods_text_and_its_references() -> None:
+    from bids_mllm.features.registry import load_registry
+
+    known = set(parse_bibliography(BIBLIOGRAPHY))
+    for spec in load_registry().values():
+        facts = ModelFacts(spec.key, spec.family, spec.media, spec.kind, n_layers=3, width=8, source=spec.source)
+        text = methods_text(make_facts(models=(facts,)))
+        assert spec.family in FAMILY_CITATIONS
+        assert set(FAMILY_CITATIONS[spec.family]) <= set(cited_keys(text)) <= known
+
+
+def test_controls_and_demonstrations_are_stated() -> None:
+    facts = replace(QWEN_FACTS, key="qwen25vl7b+random", random_weights=True, n_demonstrations=2)
+    text = methods_text(make_facts(models=(facts,)))
+    assert "its weights were drawn at random" in text
+    assert "2 demonstrations with instruction and answer stood before each clip" in text
+    plain = methods_text(make_facts(models=(QWEN_FACTS,)))
+    assert "at random" not in plain
+    assert "demonstration" not in plain
