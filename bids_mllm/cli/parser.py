@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bids_mllm import __version__
+from bids_mllm.cli.model_options import add_features_options
+from bids_mllm.cli.spelling import Parser
 from bids_mllm.config import (
     CONFOUNDS,
     DEVICES,
     LEVELS,
-    NULL_INSTRUCTIONS,
-    POOLINGS,
     POSITIONS,
     Settings,
     available_cpus,
@@ -25,21 +25,9 @@ from bids_mllm.config import (
 from bids_mllm.exceptions import UsageError
 
 
-class _Parser(argparse.ArgumentParser):
-    """Accepts every long option with underscores too."""
-
-    def add_option(self, group: Any, *names: str, **options: Any) -> None:
-        spellings = [s for name in names for s in dict.fromkeys((name, _underscored(name)))]
-        group.add_argument(*spellings, **options)
-
-
-def _underscored(name: str) -> str:
-    return "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser. Every option defaults to absent, so that a settings file can fill it."""
-    parser = _Parser(
+    parser = Parser(
         prog="bids-mllm",
         description="Which multimodal language model, which instruction and which layer predicts which part of "
         "each brain: a BIDS-App for people watching films.",
@@ -67,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_discover_options(parser: _Parser) -> None:
+def add_discover_options(parser: Parser) -> None:
     """Which data take part."""
     group = parser.add_argument_group("data")
     add = parser.add_option
@@ -109,7 +97,7 @@ def add_discover_options(parser: _Parser) -> None:
     add(group, "--skip-bids-validation", action="store_true", help="do not check dataset_description.json")
 
 
-def add_align_options(parser: _Parser) -> None:
+def add_align_options(parser: Parser) -> None:
     """When what was shown."""
     group = parser.add_argument_group("stimuli and their clock")
     add = parser.add_option
@@ -136,90 +124,7 @@ def add_align_options(parser: _Parser) -> None:
     )
 
 
-def add_features_options(parser: _Parser) -> None:
-    """Models and what is read out of them."""
-    group = parser.add_argument_group("models and features")
-    add = parser.add_option
-    add(
-        group,
-        "--models",
-        nargs="*",
-        metavar="KEY[=PATH]",
-        help="keys of the registry, LABEL=FOLDER for a checkpoint on disk, or a hub id that was prefetched; each with "
-        "+random behind it for the same model with random weights (default motionenergy melspectrogram; none with "
-        "--feature-table); `bids-mllm-models list` shows the keys",
-    )
-    add(group, "--model-revision", metavar="REV", help="revision of hub checkpoints")
-    add(group, "--family", metavar="NAME", help="family of hub ids and folders that do not tell it themselves")
-    add(
-        group,
-        "--trust-remote-code",
-        action="store_true",
-        help="run the Python code that comes with a checkpoint (Kimi-Audio needs it)",
-    )
-    _add_instructions(parser, group)
-    add(
-        group,
-        "--poolings",
-        nargs="+",
-        choices=POOLINGS,
-        help="what is averaged: generated tokens, last prompt token, instruction tokens, media tokens without an "
-        "instruction (default generated media)",
-    )
-    add(group, "--max-new-tokens", type=int, metavar="N", help="generated tokens at most (default 8)")
-    add(
-        group,
-        "--layers",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="layers to fit, 0 = embedding (default: all)",
-    )
-    add(
-        group,
-        "--feature-table",
-        nargs="+",
-        metavar="NAME=DIR",
-        help="your own features: for a stimulus a/b.mkv the table DIR/a/b.tsv with onset, duration and one column each",
-    )
-    add(
-        group,
-        "--features-dir",
-        type=Path,
-        metavar="DIR",
-        help="feature store, shared by participants and data sets (default OUTPUT_DIR/sourcedata/features)",
-    )
-
-
-def _add_instructions(parser: _Parser, group: Any) -> None:
-    """What models are asked."""
-    add = parser.add_option
-    add(
-        group,
-        "--instructions",
-        nargs="+",
-        metavar="KEY",
-        help="keys of instructions (default: all 13 for video, all 5 for sound)",
-    )
-    add(group, "--instructions-file", type=Path, metavar="FILE", help="TOML with instructions of your own")
-    add(
-        group,
-        "--null-instructions",
-        nargs="+",
-        choices=NULL_INSTRUCTIONS,
-        help="controls beside the instructions: an empty one, each one's words scrambled, each replaced by an "
-        "unrelated one of the same length",
-    )
-    add(
-        group,
-        "--demonstrations",
-        type=Path,
-        metavar="FILE",
-        help="TOML with clips, instructions and answers that models of the kind in-context see before each clip",
-    )
-
-
-def add_fit_options(parser: _Parser) -> None:
+def add_fit_options(parser: Parser) -> None:
     """Cleaning, fitting and scoring."""
     group = parser.add_argument_group("encoding")
     add = parser.add_option
@@ -258,7 +163,7 @@ def add_fit_options(parser: _Parser) -> None:
     )
 
 
-def add_workflow_options(parser: _Parser) -> None:
+def add_workflow_options(parser: Parser) -> None:
     """Resources and the way the workflow runs."""
     group = parser.add_argument_group("resources and workflow")
     add = parser.add_option
@@ -318,7 +223,7 @@ def add_workflow_options(parser: _Parser) -> None:
     )
 
 
-def add_output_options(parser: _Parser) -> None:
+def add_output_options(parser: Parser) -> None:
     """What to do in this call."""
     group = parser.add_argument_group("this call")
     add = parser.add_option
