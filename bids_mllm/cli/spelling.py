@@ -8,6 +8,7 @@ class Parser(argparse.ArgumentParser):
     """Accepts every long option with underscores too."""
 
     def add_option(self, group: Any, *names: str, **options: Any) -> None:
+        """Add an option to a group under its names, with hyphens and with underscores."""
         spellings = [s for name in names for s in dict.fromkeys((name, _underscored(name)))]
         group.add_argument(*spellings, **options)
 

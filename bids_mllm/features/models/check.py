@@ -192,9 +192,8 @@ def _prompt_builder(architecture: Architecture, setup: Setup) -> Any:
     """Return what builds prompts in an extraction."""
     import transformers
 
-    from bids_mllm.features.models.instructed_extractor import chat_renderer, encode_text
+    from bids_mllm.features.models.instructed_extractor import prompt_builder
     from bids_mllm.features.models.loading import load_tokenizer
-    from bids_mllm.features.models.prompts import PromptBuilder
 
     tokenizer = load_tokenizer(setup.folder)
     config = getattr(transformers, architecture.config_class).from_pretrained(setup.folder, local_files_only=True)
@@ -205,13 +204,7 @@ def _prompt_builder(architecture: Architecture, setup: Setup) -> Any:
                 f"{setup.folder / 'config.json'} has {token!r} as {name}, which is no token of the tokenizer; copy "
                 "the checkpoint again."
             )
-    encode = architecture.encode or encode_text
-    return PromptBuilder(
-        lambda text: encode(tokenizer, text, setup),
-        chat_renderer(architecture, setup, tokenizer),
-        media_ids=[token for token in ids if token is not None],
-        order=setup.order,
-    )
+    return prompt_builder(architecture, setup, tokenizer, [token for token in ids if token is not None])
 
 
 def _blank_clip(request: MediaRequest) -> ClipMedia:

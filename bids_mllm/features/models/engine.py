@@ -2,8 +2,9 @@
 
 Two paths give the same numbers. The shared path runs what all prompts have in common once, then their branches in
 one packed row, then generates all answers together, one token a branch in every step: one copy of the keys and
-values serves all instructions. The plain path runs one prompt after the other and shares the towers of picture and
-sound at the most; it serves models whose prompts do not begin alike, and is what the shared path is compared with.
+values serves all instructions. Prompts that do not begin alike are run one after the other and share the towers of
+picture and sound; their answers are still generated together. The plain path generates them one after the other
+too, and is what the others are compared with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +14,16 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from bids_mllm.features.models.packing import PackedRow, common_prefix, pack, row_mask, step_mask
+from bids_mllm.features.models.packing import (
+    PackedRow,
+    common_prefix,
+    decoded_together,
+    pack,
+    row_mask,
+    step_mask,
+)
 from bids_mllm.features.models.prompts import Prompt
-from bids_mllm.features.models.tap import memoised, tapped
+from bids_mllm.features.models.tap import Passage, memoised, tapped
 from bids_mllm.records import Pooling
 
 
@@ -82,6 +90,7 @@ def run(
     poolings: Sequence[Pooling],
     decoding: Decoding,
     media_prompt: Prompt | None = None,
+    shares: bool = True,
     plain: bool = False,
 ) -> Answers:
     """Return the pooled states of every prompt for every clip of one shape.
@@ -100,20 +109,30 @@ def run(
         Of effect for ``generated`` alone.
     media_prompt
         The prompt without an instruction, of which the mean over the media's tokens is asked for.
+    shares
+        Whether equal tokens at the beginning of prompts have equal states: not where the media's states depend on
+        the instruction.
     plain
         One prompt after the other, also where they begin alike.
     """
-    prefix = 0 if plain or not prompts else common_prefix(prompts)
-    if prefix:
+    prefix = common_prefix(prompts) if prompts and shares and not plain else 0
+    if prefix and (media_prompt is None or _media_alike(media_prompt, prompts[0])):
         return _shared(loaded, prompts, prefix, n_clips, poolings, decoding, media_prompt)
     with memoised(loaded.towers):
-        each = [_alone(loaded, prompt, n_clips, poolings, decoding) for prompt in prompts]
+        groups = [[prompt] for prompt in prompts] if plain else decoded_together(prompts)
+        each = [_apart(loaded, group, n_clips, poolings, decoding) for group in groups]
         media = None if media_prompt is None else _media(loaded, media_prompt, n_clips)
     kinds = dict.fromkeys(kind for answer in each for kind in answer.pooled)
-    pooled = {kind: torch.cat([answer.pooled[kind] for answer in each], dim=1) for kind in kinds}
+    pooled = {kind: _in_order(kind, each) for kind in kinds}
     if media is not None:
         pooled["media"] = media
     return Answers(pooled, _side_by_side([answer.tokens for answer in each]))
+
+
+def _media_alike(alone: Prompt, prompt: Prompt) -> bool:
+    """Tell whether a prompt without an instruction is the same as one with it up to the end of the media."""
+    end = alone.media[-1] + 1
+    return alone.ids[:end] == prompt.ids[:end]
 
 
 def _media(loaded: Loaded, prompt: Prompt, n_clips: int) -> torch.Tensor:
@@ -128,8 +147,16 @@ def _ids(ids: Sequence[int], n_clips: int, device: torch.device) -> torch.Tensor
     return torch.tensor(list(ids), device=device).repeat(n_clips, 1)
 
 
+def _in_order(kind: Pooling, each: Sequence[Answers]) -> torch.Tensor:
+    """Join the means of answers; an answer without this pooling has NaN in its place."""
+    like = next(answer.pooled[kind] for answer in each if kind in answer.pooled)[:, :1]
+    absent = torch.full_like(like, float("nan"))
+    parts = [answer.pooled.get(kind, absent.expand(-1, answer.tokens.shape[1], -1, -1)) for answer in each]
+    return torch.cat(parts, dim=1)
+
+
 def _side_by_side(tokens: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Join token ids (n_clips, 1, n_generated) of answers of unlike length."""
+    """Join token ids (n_clips, n_prompts, n_generated) of answers of unlike length."""
     if not tokens:
         return torch.empty((0, 0, 0), dtype=torch.long)
     longest = max(ids.shape[-1] for ids in tokens)
@@ -174,21 +201,48 @@ def _shared(
     return Answers(pooled, tokens)
 
 
-def _alone(loaded: Loaded, prompt: Prompt, n_clips: int, poolings: Sequence[Pooling], decoding: Decoding) -> Answers:
-    """Run one whole prompt through the model's own code."""
-    cache = DynamicCache(config=loaded.decoder.config)
-    row = pack([prompt], 0, loaded.device)
-    spans = _row_spans([prompt], row, 0, poolings)
-    with tapped(loaded.decoder, [span for _, _, span in spans]) as passage:
-        loaded.prefill(_ids(prompt.ids, n_clips, loaded.device), cache, prompt)
-    pooled = _by_pooling(spans, passage.layers, poolings, 1)
-    tokens = torch.empty((n_clips, 1, 0), dtype=torch.long, device=loaded.device)
-    if "generated" in poolings:
-        # The next position follows what the model's own code gave, less the tokens that are counted as offsets.
-        base = passage.next_position(n_clips, loaded.device) - len(prompt.ids)
-        state = _Decoding(loaded, cache, row, 0, passage.positions, base, decoding)
-        pooled["generated"], tokens = state.decode(passage.last[:, None])
+def _apart(
+    loaded: Loaded, prompts: Sequence[Prompt], n_clips: int, poolings: Sequence[Pooling], decoding: Decoding
+) -> Answers:
+    """Run each whole prompt through the model's own code, then generate the answers together."""
+    caches: list[DynamicCache] = []
+    passages: list[Passage] = []
+    spans: list[tuple[Pooling, int, list[int]]] = []
+    for number, prompt in enumerate(prompts):
+        cache = DynamicCache(config=loaded.decoder.config)
+        own = _row_spans([prompt], pack([prompt], 0, loaded.device), 0, poolings)
+        with tapped(loaded.decoder, [span for _, _, span in own]) as passage:
+            loaded.prefill(_ids(prompt.ids, n_clips, loaded.device), cache, prompt)
+        spans += [(pooling, number, span) for pooling, _, span in own]
+        passages.append(passage)
+        if "generated" in poolings:
+            caches.append(cache)
+    by_layer = zip(*(passage.layers for passage in passages if passage.layers), strict=True)
+    pooled = _by_pooling(spans, [torch.cat(parts, dim=1) for parts in by_layer], poolings, len(prompts))
+    tokens = torch.empty((n_clips, len(prompts), 0), dtype=torch.long, device=loaded.device)
+    if caches:
+        row = pack(prompts, 0, loaded.device)
+        # The next positions follow what the model's own code gave, less the tokens that are counted as offsets.
+        following = [passage.next_position(n_clips, loaded.device) for passage in passages]
+        base = torch.stack(following, dim=1) - row.lengths
+        cache = _joined(caches, loaded.decoder)
+        state = _Decoding(loaded, cache, row, 0, passages[0].positions, base, decoding)
+        pooled["generated"], tokens = state.decode(torch.stack([passage.last for passage in passages], dim=1))
     return Answers(pooled, tokens)
+
+
+def _joined(caches: Sequence[DynamicCache], decoder: Any) -> DynamicCache:
+    """Put the keys and values of several prompts into one row, one prompt behind the other; theirs are given up."""
+    if len(caches) == 1:
+        return caches[0]
+    joined = DynamicCache(config=decoder.config)
+    for number, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys = torch.cat([layer.keys for layer in layers], dim=-2)
+        values = torch.cat([layer.values for layer in layers], dim=-2)
+        joined.update(keys, values, number)
+        for layer in layers:
+            layer.keys = layer.values = None
+    return joined
 
 
 def _row_spans(

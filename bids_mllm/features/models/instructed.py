@@ -9,7 +9,7 @@ from bids_mllm.exceptions import CheckpointError, UsageError
 from bids_mllm.features.extractor import Cost, Demonstration, ExtractionPlan, Extractor, Family, ReadOut
 from bids_mllm.features.models import checkpoint
 from bids_mllm.features.models.architecture import DTYPES, Architecture, Setup
-from bids_mllm.features.models.prompts import ORDERS, SINK_TOKENS, Order
+from bids_mllm.features.models.prompts import JOINED_TOKENS, ORDERS, SINK_TOKENS, Order
 from bids_mllm.records import Condition, ModelSpec
 
 POOLINGS = ("generated", "last", "instruction", "media")
@@ -70,7 +70,7 @@ def _check_demonstrations(architecture: Architecture, spec: ModelSpec, readout: 
         raise UsageError(
             f"The model {spec.key} learns from demonstrations in its context; give them with --demonstrations FILE."
         )
-    if in_context and not architecture.demonstrations:
+    if readout.demonstrations and not architecture.demonstrations:
         raise UsageError(f"The family {architecture.name} of the model {spec.key} takes no demonstrations.")
 
 
@@ -158,7 +158,10 @@ def _demonstration_identity(shown: Demonstration) -> list[str | float]:
 
 
 def _cost(architecture: Architecture, setup: Setup, readout: ReadOut) -> Cost:
-    """Return rough needs: two operations a parameter and token, keys and values, and one layer's activations."""
+    """Return rough needs: two operations a parameter and token, keys and values, and one layer's activations.
+
+    Prompts that share nothing are run one after the other, and their keys and values are kept for the answers.
+    """
     n_parameters = checkpoint.count_parameters(setup.folder)
     itemsize = 4 if setup.spec.dtype == "float32" else 2
     texts = max(1, len(readout.instructions))
@@ -172,11 +175,14 @@ def _cost(architecture: Architecture, setup: Setup, readout: ReadOut) -> Cost:
     heads = int(text.get("num_attention_heads") or 1)
     keys = int(text.get("num_key_value_heads") or heads) * width // heads
     row = n_media + branches
+    one = n_media + TEXT_TOKENS + asked
+    apart = min(texts * one, max(JOINED_TOKENS, one)) if asked else one
+    kept = row if shared else apart
     inner = 4 * width + 3 * int(text.get("intermediate_size") or 4 * width)
     return Cost(
         flops=2.0 * n_parameters * n_tokens,
         weight_bytes=n_parameters * itemsize,
-        clip_bytes=itemsize * row * (2 * n_layers * keys + inner),
+        clip_bytes=itemsize * (kept * 2 * n_layers * keys + row * inner),
     )
 
 

@@ -82,6 +82,17 @@ def chat_renderer(architecture: Architecture, setup: Setup, tokenizer: Any) -> C
     return render
 
 
+def prompt_builder(architecture: Architecture, setup: Setup, tokenizer: Any, media_ids: Sequence[int]) -> PromptBuilder:
+    """Return what builds the prompts of a checkpoint; `media_ids` stand for one position of media each."""
+    encode = architecture.encode or encode_text
+    return PromptBuilder(
+        lambda text: encode(tokenizer, text, setup),
+        chat_renderer(architecture, setup, tokenizer),
+        media_ids=media_ids,
+        order=setup.order,
+    )
+
+
 class InstructedExtractor:
     """The extractor of one checkpoint and one read-out.
 
@@ -117,12 +128,8 @@ class InstructedExtractor:
         self._tokenizer = load_tokenizer(setup.folder)
         self._model: Any = load_architecture(architecture, setup, device, readout.seed)
         config = self._model.config
-        self._prompts = PromptBuilder(
-            lambda text: (architecture.encode or encode_text)(self._tokenizer, text, setup),
-            chat_renderer(architecture, setup, self._tokenizer),
-            media_ids=[getattr(config, name) for name in architecture.media_tokens],
-            order=setup.order,
-        )
+        media_ids = [getattr(config, name) for name in architecture.media_tokens]
+        self._prompts = prompt_builder(architecture, setup, self._tokenizer, media_ids)
         self._decoding = Decoding(readout.max_new_tokens, end_tokens(self._model))
 
     def extract(self, clips: Sequence[ClipMedia]) -> Extracted:
@@ -172,7 +179,8 @@ class InstructedExtractor:
             poolings=poolings,
             decoding=self._decoding,
             media_prompt=build(None) if "media" in self._readout.poolings else None,
-            plain=self._readout.plain or not self._architecture.shares,
+            shares=self._architecture.shares,
+            plain=self._readout.plain,
         )
         return Extracted(self._features(answers, instructions), self._texts(answers, instructions))
 

@@ -100,7 +100,11 @@ def random_model(
         raise CheckpointError(
             f"No model can be made from {folder / 'config.json'} ({error}); copy it again or check its family."
         ) from error
-    return model.to(device=device, dtype=DTYPES[dtype]).eval()
+    # As of a loaded checkpoint, buffers that are not saved, such as rotary frequencies, keep float32.
+    for tensor in model.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(DTYPES[dtype])
+    return model.to(device).eval()
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bids_mllm.features.models.prompts import Prompt
+from bids_mllm.features.models.prompts import JOINED_TOKENS, Prompt
 
 
 def common_prefix(prompts: Sequence[Prompt]) -> int:
@@ -22,11 +22,28 @@ def common_prefix(prompts: Sequence[Prompt]) -> int:
     length = min(len(prompt.ids) - 1 for prompt in prompts)
     first = prompts[0].ids
     for prompt in prompts:
-        length = min(length, *prompt.instruction[:1])
+        length = min([length, *prompt.instruction[:1]])
         differs = (i for i in range(length) if prompt.ids[i] != first[i])
         length = next(differs, length)
     shared_media = all(position < length for prompt in prompts for position in prompt.media)
     return length if shared_media and length > 0 else 0
+
+
+def decoded_together(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
+    """Divide whole prompts, in their order, into groups whose answers are generated together.
+
+    A group has no more than `JOINED_TOKENS` tokens, unless a single prompt has: the keys and values of all its
+    tokens are kept at a time.
+    """
+    groups: list[list[Prompt]] = []
+    room = 0
+    for prompt in prompts:
+        if len(prompt.ids) > room:
+            groups.append([])
+            room = JOINED_TOKENS
+        groups[-1].append(prompt)
+        room -= len(prompt.ids)
+    return groups
 
 
 @dataclass(frozen=True)

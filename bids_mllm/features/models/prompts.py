@@ -11,6 +11,8 @@ ORDERS: tuple[Order, ...] = ("media-first", "instruction-first")
 #: A model attends to the first tokens of a row whatever they say, so that their states are of an extreme size
 #: (Xiao et al. 2024, Efficient streaming language models with attention sinks); means leave them out.
 SINK_TOKENS = 4
+#: Prompts that do not begin alike are kept together, for their answers, up to so many tokens.
+JOINED_TOKENS = 4096
 
 
 @dataclass(frozen=True)

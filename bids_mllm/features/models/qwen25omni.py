@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from bids_mllm.exceptions import CheckpointError
 from bids_mllm.features.models import checkpoint
 from bids_mllm.features.models.architecture import Architecture, MediaBatch, MediaSettings, Setup, through_core
 from bids_mllm.features.models.instructed import instructed_family
@@ -136,6 +137,11 @@ def prepare(clips: Sequence[ClipMedia], setup: Setup) -> MediaBatch:
 def _fill(rendered: str, placeholder: str, pieces: Sequence[str]) -> str:
     """Return the text with each placeholder replaced by its own piece."""
     texts = rendered.split(placeholder)
+    if len(texts) != len(pieces) + 1:
+        raise CheckpointError(
+            f"The checkpoint's chat template has {len(texts) - 1} places for media, but the prompt has {len(pieces)}; "
+            "copy the checkpoint again or check its family."
+        )
     return texts[0] + "".join(piece + text for piece, text in zip(pieces, texts[1:], strict=True))
 
 

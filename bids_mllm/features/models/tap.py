@@ -50,9 +50,11 @@ class Passage:
     def positions(self, base: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         """Position ids of text tokens at ``base + offset`` in the form that this decoder takes.
 
+        `base` is (n_rows,), or (n_rows, n_tokens) where tokens have bases of their own; `offset` is (n_tokens,).
+
         Multimodal rotary positions have an axis of three in front; on text tokens the three are equal.
         """
-        ids = base[:, None] + offset[None, :]
+        ids = base.reshape(len(base), -1) + offset[None, :]
         if self.position_ids is not None and self.position_ids.dim() == 3:
             return ids.expand(3, *ids.shape)
         return ids
@@ -60,6 +62,9 @@ class Passage:
 
 def mean_over(states: torch.Tensor, spans: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return float32 means (n_rows, n_spans, width) over token positions of states (n_rows, n_tokens, width)."""
+    if all(len(span) == 1 for span in spans):
+        # As in every step of decoding: one call in all instead of several a span.
+        return states.index_select(1, torch.cat(list(spans))).to(torch.float32)
     means = [states.index_select(1, span).mean(dim=1, dtype=torch.float32) for span in spans]
     return torch.stack(means, dim=1)
 
@@ -93,7 +98,8 @@ def tapped(decoder: Any, spans: Sequence[Sequence[int]]) -> Iterator[Passage]:
         keep(output[0] if isinstance(output, tuple) else output)
 
     def behind_norm(_: Any, __: Any, output: torch.Tensor) -> None:
-        passage.last = output[:, -1]
+        # A copy, since a view would keep the states of the whole row.
+        passage.last = output[:, -1].clone()
         keep(output)
 
     # The last layer's own output is left out: hidden states end with what the final norm makes of it.

@@ -1,6 +1,7 @@
-"""A tiny checkpoint of the real architecture, clips, and the real processor where torchvision is there."""
+"""Tiny checkpoints of the real architectures, clips, and the real processors where torchvision is there."""
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Imported here because the schemas above have to come before transformers.
+    # Imported here as everything that imports transformers, because the schemas above have to come before.
     from bids_mllm.features.models.tiny import save_tiny_qwen25vl
 
     return save_tiny_qwen25vl(tmp_path_factory.mktemp("checkpoints") / "tiny")
@@ -65,21 +66,11 @@ def make_readout() -> Callable[..., ReadOut]:
     return make
 
 
-def smooth_movie(rng: np.random.Generator, n_frames: int, height: int, width: int) -> np.ndarray:
-    """Frames that drift slowly: a few coloured gratings with random weights."""
-    rows, columns = np.mgrid[0:height, 0:width] / max(height, width)
-    movie = np.zeros((n_frames, height, width, 3))
-    for vertical, horizontal in ((0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (1, 2)):
-        start, drift = rng.normal(size=(2, 3))
-        grating = np.cos(2 * np.pi * (vertical * rows + horizontal * columns))
-        for i in range(n_frames):
-            movie[i] += grating[..., None] * (start + 0.2 * drift * i / n_frames)
-    return (255 / (1 + np.exp(-0.6 * movie))).astype(np.uint8)
-
-
 @pytest.fixture(scope="session")
 def make_clips() -> Callable[..., list[ClipMedia]]:
     def make(n_clips: int, *, n_frames: int = 4, size: tuple[int, int] = (56, 56), seed: int = 0) -> list[ClipMedia]:
+        from instructed_cases import smooth_movie
+
         rng = np.random.default_rng(seed)
         return [
             ClipMedia(
@@ -100,3 +91,61 @@ def real_processor(tiny_folder: Path) -> Any:
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The tiny checkpoint of an instruction-following family, not to be changed by a test."""
+    from bids_mllm.features.models.tiny import TINY_CHECKPOINTS
+
+    root = tmp_path_factory.mktemp("instructed")
+
+    @cache
+    def get(family: str) -> Path:
+        return TINY_CHECKPOINTS[family](root / family)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def oracle_of(folder_of: Callable[[str], Path]) -> Callable[[Any], Any]:
+    """The real model of a case, called for one prompt at a time."""
+    from instructed_cases import Oracle
+
+    made: dict[str, Oracle] = {}
+
+    def get(case: Any) -> Oracle:
+        if case.name not in made:
+            made[case.name] = Oracle(case, folder_of(case.family))
+        return made[case.name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def extractor_of(folder_of: Callable[[str], Path]) -> Callable[..., Any]:
+    """A loaded extractor of a case with all poolings, on the shared path where there is one or on the plain one."""
+    from instructed_cases import make_readout
+
+    made: dict[tuple[str, bool], Any] = {}
+
+    def get(case: Any, plain: bool = False) -> Any:
+        if (case.name, plain) not in made:
+            readout = make_readout("generated", "last", "instruction", "media", plain=plain)
+            made[case.name, plain] = case.product().load(case.spec(folder_of(case.family)), readout, "cpu")
+        return made[case.name, plain]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def processor_of(folder_of: Callable[[str], Path]) -> Callable[[Any], Any]:
+    """The real processor of a case."""
+    from transformers import AutoProcessor
+
+    def get(case: Any) -> Any:
+        if case.family != "qwen2audio" and not HAS_TORCHVISION:
+            pytest.skip("the real video processor needs torchvision")
+        return AutoProcessor.from_pretrained(folder_of(case.family))
+
+    return get

@@ -1,7 +1,9 @@
 """The real architecture with tiny weights: every pooling against separate calls of the real model."""
 
+import gc
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,10 @@ from bids_mllm.exceptions import CheckpointError, StimulusError, UsageError
 from bids_mllm.features.conditioning import linear_cka
 from bids_mllm.features.instructions import load_instructions
 from bids_mllm.features.models.frames import FrameSettings
+from bids_mllm.features.models.loading import load_tokenizer
 from bids_mllm.features.models.preprocess import preprocess_frames
 from bids_mllm.features.models.progress import no_progress_bars
 from bids_mllm.features.models.qwen25vl import FAMILY
-from bids_mllm.features.models.qwen25vl_extractor import load_tokenizer
 from bids_mllm.features.models.tiny import save_tiny_qwen25vl, tiny_tokenizer
 from bids_mllm.records import ClipMedia, Condition
 
@@ -90,7 +92,7 @@ def extracted(make_spec: Any, make_readout: Any, make_clips: Any) -> Any:
     readout = make_readout("generated", "last", "instruction", "media", max_new_tokens=N_NEW)
     extractor = FAMILY.load(make_spec(), readout, "cpu")
     clips = make_clips(4)
-    return clips, extractor.extract(clips)
+    return clips, extractor.extract(clips).features
 
 
 def test_the_plan_says_what_comes_out(make_spec: Any, make_readout: Any, extracted: Any) -> None:
@@ -139,7 +141,7 @@ def test_instruction_first_conditions_the_video_but_media_has_no_instruction(
 ) -> None:
     clips = make_clips(2)
     extractor = FAMILY.load(make_spec(order="instruction-first"), make_readout("last", "media"), "cpu")
-    results = extractor.extract(clips)
+    results = extractor.extract(clips).features
     inputs = reference_inputs(clips[1], INSTRUCTIONS[0].text, "instruction-first")
     assert_close(results[Condition("last", "AR")][1], forward_states(model, inputs)[:, -1])
     alone = reference_inputs(clips[1], None)
@@ -153,9 +155,9 @@ def test_a_batch_equals_single_clips_also_with_mixed_frame_sizes(
     clips = make_clips(2)
     clips = [clips[0], make_clips(1, size=(72, 128), seed=3)[0], clips[1]]
     extractor = FAMILY.load(make_spec(), make_readout("generated", "last"), "cpu")
-    together = extractor.extract(clips)
+    together = extractor.extract(clips).features
     for index, clip in enumerate(clips):
-        for condition, values in extractor.extract([clip]).items():
+        for condition, values in extractor.extract([clip]).features.items():
             assert_close(together[condition][index], torch.from_numpy(values[0]))
 
 
@@ -183,10 +185,13 @@ def test_an_answer_ends_at_its_end_token(
     for chosen in (end, first):
         folder = copy_with_ends(tiny_folder, tmp_path / f"ends{chosen}", [chosen])
         readout = make_readout("generated", n_instructions=1, max_new_tokens=N_NEW)
-        found = FAMILY.load(make_spec(folder), readout, "cpu").extract(clips)[Condition("generated", "AR")]
+        extracted = FAMILY.load(make_spec(folder), readout, "cpu").extract(clips)
+        found, texts = (part[Condition("generated", "AR")] for part in (extracted.features, extracted.texts))
         for index, (tokens, states) in enumerate(answers):
             n_kept = tokens.index(chosen) if chosen in tokens[:N_NEW] else N_NEW
             assert_close(found[index], states[:, : max(n_kept, 1)].mean(dim=1))
+            kept = tokens[: max(n_kept, 1)]
+            assert texts[index] == tiny_tokenizer().decode(kept, skip_special_tokens=True).strip()
 
 
 def test_more_tokens_change_generated_alone(
@@ -197,11 +202,11 @@ def test_more_tokens_change_generated_alone(
     for n_new in (2, 4):
         readout = make_readout("generated", "last", max_new_tokens=n_new)
         plans.append(dict(FAMILY.plan(make_spec(), readout).identity))
-        results.append(FAMILY.load(make_spec(), readout, "cpu").extract(clips))
+        results.append(FAMILY.load(make_spec(), readout, "cpu").extract(clips).features)
     assert not np.allclose(results[0][Condition("generated", "AR")], results[1][Condition("generated", "AR")])
     np.testing.assert_array_equal(results[0][Condition("last", "AR")], results[1][Condition("last", "AR")])
-    assert plans[0].pop("by_pooling") == {"generated": {"max_new_tokens": 2}}
-    assert plans[1].pop("by_pooling") == {"generated": {"max_new_tokens": 4}}
+    assert plans[0].pop("by_pooling") == {"generated": {"max_new_tokens": 2, "decoding": "greedy"}}
+    assert plans[1].pop("by_pooling") == {"generated": {"max_new_tokens": 4, "decoding": "greedy"}}
     assert plans[0] == plans[1]
 
 
@@ -211,7 +216,7 @@ def test_the_identity_is_json_and_changes_with_what_changes_a_number(
     readout = make_readout("last")
     base = FAMILY.plan(make_spec(), readout).identity
     assert json.loads(json.dumps(base)) == base
-    assert FAMILY.plan(make_spec(allow_download=True), readout).identity == base
+    assert FAMILY.plan(make_spec(trust_remote_code=True), readout).identity == base
     other = save_tiny_qwen25vl(tmp_path / "other", seed=1)
     same = save_tiny_qwen25vl(tmp_path / "same")
     assert FAMILY.plan(make_spec(same), readout).identity == base
@@ -231,7 +236,7 @@ def test_instructions_and_layers_differ_and_follow_the_video(
     make_spec: Any, make_readout: Any, make_clips: Any
 ) -> None:
     readout = make_readout("generated", "last", "media", n_instructions=5, max_new_tokens=8)
-    results = FAMILY.load(make_spec(), readout, "cpu").extract(make_clips(60))
+    results = FAMILY.load(make_spec(), readout, "cpu").extract(make_clips(60)).features
     keys = [instruction.key for instruction in readout.instructions]
     for pooling in ("generated", "last"):
         for layer in (2, 3):
@@ -277,15 +282,14 @@ def test_ids_and_states_equal_those_of_the_real_processor(
             "mm_token_type_ids",
         )
         states = forward_states(model, {name: inputs[name] for name in names})
-        found = FAMILY.load(make_spec(), make_readout("last"), "cpu").extract([clip])
+        found = FAMILY.load(make_spec(), make_readout("last"), "cpu").extract([clip]).features
         assert_close(found[Condition("last", "VU")][0], states[:, -1])
 
 
 def test_bfloat16_stays_near_float32(make_spec: Any, make_readout: Any, make_clips: Any) -> None:
-
     clips, readout = make_clips(3), make_readout("last", n_instructions=1)
-    full = FAMILY.load(make_spec(), readout, "cpu").extract(clips)[Condition("last", "AR")]
-    half = FAMILY.load(replace(make_spec(), dtype="bfloat16"), readout, "cpu").extract(clips)
+    full = FAMILY.load(make_spec(), readout, "cpu").extract(clips).features[Condition("last", "AR")]
+    half = FAMILY.load(replace(make_spec(), dtype="bfloat16"), readout, "cpu").extract(clips).features
     values = half[Condition("last", "AR")]
     assert values.dtype == np.float32
     assert not np.array_equal(values, full)
@@ -299,7 +303,6 @@ def test_missing_frames_are_refused(make_spec: Any, make_readout: Any, make_clip
 
 
 def test_settings_that_cannot_be_used_are_named(make_spec: Any, make_readout: Any) -> None:
-
     with pytest.raises(UsageError, match="unknown parameter 'fps'"):
         FAMILY.plan(make_spec(fps=3), make_readout("last"))
     with pytest.raises(UsageError, match="order 'sideways'"):
@@ -327,9 +330,6 @@ def test_a_template_that_rewrites_the_instruction_is_refused(
 
 
 def test_closing_frees_the_model(make_spec: Any, make_readout: Any) -> None:
-    import gc
-    import weakref
-
     extractor = FAMILY.load(make_spec(), make_readout("last"), "cpu")
     weights = weakref.ref(extractor._model)
     extractor.close()
@@ -341,7 +341,7 @@ def test_the_tokenizer_gives_offsets(tiny_folder: Path) -> None:
     assert load_tokenizer(tiny_folder).is_fast
 
 
-def test_the_seed_reaches_torch(make_spec, make_readout):
+def test_the_seed_reaches_torch(make_spec: Any, make_readout: Any) -> None:
     readout = replace(make_readout("last"), seed=4321)
     extractor = FAMILY.load(make_spec(), readout, "cpu")
     extractor.close()

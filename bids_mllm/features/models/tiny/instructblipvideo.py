@@ -45,17 +45,13 @@ def _processor_config(image_size: int, n_query_tokens: int, *, as_image: bool) -
     }
 
 
-def _towers(image_size: int, vision_size: int, vision_layers: int, n_words: int) -> dict[str, dict[str, Any]]:
-    """Return the sizes of the vision tower and of the Q-Former, equally wide and deep."""
-    sizes = {
-        "hidden_size": vision_size,
-        "intermediate_size": 2 * vision_size,
-        "num_hidden_layers": vision_layers,
-        "num_attention_heads": 2,
-    }
+def _sizes(width: int, depth: int) -> dict[str, int]:
+    """Return the sizes of a tower as transformers names them."""
     return {
-        "vision_config": {**sizes, "image_size": image_size, "patch_size": PATCH},
-        "qformer_config": {**sizes, "vocab_size": n_words, "encoder_hidden_size": vision_size},
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": 2,
     }
 
 
@@ -82,6 +78,8 @@ def save_tiny_instructblipvideo(
     vision_size: int = 32,
     vision_layers: int = 2,
     n_query_tokens: int = 8,
+    qformer_size: int | None = None,
+    qformer_layers: int | None = None,
     as_image: bool = False,
 ) -> Path:
     """Write a tiny random checkpoint and return its folder.
@@ -97,9 +95,11 @@ def save_tiny_instructblipvideo(
     image_size
         Edge of a frame in pixels; patches have 14.
     vision_size, vision_layers
-        Width (a multiple of 2) and depth (2 or more) of the vision tower and of the Q-Former.
+        Width (a multiple of 2) and depth of the vision tower.
     n_query_tokens
         Tokens of one frame.
+    qformer_size, qformer_layers
+        Width (a multiple of 2) and depth (2 or more) of the Q-Former; None for those of the vision tower.
     as_image
         Written as Salesforce/instructblip-vicuna-7b is: of the class for images, with a tokenizer and
         embeddings that know ``<image>`` but not ``<video>``, and with the processor's settings split.
@@ -109,7 +109,11 @@ def save_tiny_instructblipvideo(
     text = llama_config(
         tokenizer, hidden_size=hidden_size, n_layers=n_layers, intermediate_size=intermediate_size, n_heads=n_heads
     )
-    towers = _towers(image_size, vision_size, vision_layers, len(qformer_tokenizer))
+    qformer = _sizes(qformer_size or vision_size, qformer_layers or vision_layers)
+    towers = {
+        "vision_config": {**_sizes(vision_size, vision_layers), "image_size": image_size, "patch_size": PATCH},
+        "qformer_config": {**qformer, "vocab_size": len(qformer_tokenizer), "encoder_hidden_size": vision_size},
+    }
     parts = {**towers, "text_config": text.to_dict(), "num_query_tokens": n_query_tokens}
     model = _model(tokenizer, parts, seed=seed, as_image=as_image)
     processor = _processor_config(image_size, n_query_tokens, as_image=as_image)
