@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from bids_mllm.exceptions import UsageError
 from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge, linear_gram
-from bids_mllm.interfaces.rows import Rows, make_rows, stack_features, stack_targets
+from bids_mllm.interfaces.rows import GridKey, Rows, make_rows, stack_features, stack_targets, without_windows
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json
 from bids_mllm.io.scores import save_scores
@@ -68,18 +68,21 @@ class FitScores(SimpleInterface):
         design = read_design(Path(self.inputs.design))
         bold = read_json(Path(self.inputs.bold))
         options = fit_options_from_json(self.inputs.options)
-        rows = make_rows(design, delays=options.delays, n_folds=options.n_folds)
         manifests = [read_json(Path(path)) for path in self.inputs.manifests]
+        lost = lost_windows(manifests)
+        design = without_windows(design, {key: set(reasons) for key, reasons in lost.items()})
+        rows = make_rows(design, delays=options.delays, n_folds=options.n_folds)
         index: dict[str, str] = {}
         widths: dict[str, int] = {}
         Y: FloatArray | None = None
         for model in self.inputs.models:
             own = [manifest for manifest in manifests if manifest["model"] == model]
-            path = self._cached(bold["sha256"], own)
+            path = self._cached(bold["sha256"], own, lost)
             if not path.is_file():
                 if Y is None:
                     Y = stack_targets(np.load(bold["series"], mmap_mode="r"), rows)
                 features = ModelFeatures(design, model, own, options)
+                features.warnings += lost_words(lost)
                 scores = score_model(
                     features,
                     rows,
@@ -92,20 +95,57 @@ class FitScores(SimpleInterface):
             index[model] = str(path)
             widths[model] = own[0]["entries"][0]["width"]
         out = Path(runtime.cwd) / "scores.json"
-        write_json(out, {"models": index, "widths": widths, "n_rows": len(rows.run_of_row)})
+        write_json(
+            out,
+            {
+                "models": index,
+                "widths": widths,
+                "n_rows": len(rows.run_of_row),
+                "lost_windows": [[*key, reasons] for key, reasons in lost.items()],
+            },
+        )
         self._results["scores"] = str(out)
         return runtime
 
-    def _cached(self, bold_digest: str, manifests: Sequence[Mapping[str, Any]]) -> Path:
+    def _cached(
+        self, bold_digest: str, manifests: Sequence[Mapping[str, Any]], lost: Mapping[GridKey, Mapping[int, str]]
+    ) -> Path:
         parts = {
             "bold": bold_digest,
             "design": hashlib.sha256(Path(self.inputs.design).read_bytes()).hexdigest(),
             "features": sorted(canonical_json(manifest) for manifest in manifests),
+            "lost": sorted([*map(str, key), sorted(windows)] for key, windows in lost.items()),
             "options": json.loads(self.inputs.options),
             "version": self.inputs.app_version,
         }
         digest = hashlib.sha256(canonical_json(parts).encode()).hexdigest()
         return Path(self.inputs.cache_dir) / f"{digest}.npz"
+
+
+def lost_windows(manifests: Sequence[Mapping[str, Any]]) -> dict[GridKey, dict[int, str]]:
+    """Return for each grid the windows that a model has no features of, with the reason.
+
+    What one model lacks is left out for all, so that all are fitted to the same rows.
+    """
+    lost: dict[GridKey, dict[int, str]] = {}
+    for manifest in manifests:
+        for row in manifest["entries"]:
+            if row.get("masked"):
+                key = (manifest["stim_file"], row["origin"], row["step"], row["length"])
+                lost.setdefault(key, {}).update({int(window): reason for window, reason in row["masked"].items()})
+    return lost
+
+
+def lost_words(lost: Mapping[GridKey, Mapping[int, str]]) -> tuple[str, ...]:
+    """Say which windows are left out, one sentence a stimulus."""
+    windows: dict[str, dict[tuple[float, int], str]] = {}
+    for (stim_file, origin, *_), reasons in lost.items():
+        windows.setdefault(stim_file, {}).update({(origin, window): reason for window, reason in reasons.items()})
+    return tuple(
+        f"{len(reasons)} windows of {stim_file} have no features and are left out, with the volumes that they belong "
+        f"to: {next(iter(reasons.values()))}"
+        for stim_file, reasons in windows.items()
+    )
 
 
 def fit_options_from_json(text: str) -> FitOptions:

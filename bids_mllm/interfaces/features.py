@@ -1,115 +1,121 @@
 """Nodes that fill the feature store."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
-from numpy.typing import NDArray
-from tqdm import tqdm
 
-from bids_mllm.features.extraction import extract_clips
-from bids_mllm.features.extractor import ExtractionPlan, Family, ReadOut
+from bids_mllm.features.extractor import Demonstration, Family, ReadOut
 from bids_mllm.features.registry import load_family
 from bids_mllm.features.table import FeatureTable, check_table, table_windows
+from bids_mllm.interfaces.extraction import Machine, ModelTask, extract_film, make_task
 from bids_mllm.interfaces.seeding import seed_everything
-from bids_mllm.io.clips import decoder_identity, read_clips
-from bids_mllm.io.files import write_json
+from bids_mllm.io.clips import read_clips
+from bids_mllm.io.demonstrations import DemonstrationRow, read_demonstrations
+from bids_mllm.io.files import write_json, write_tsv
 from bids_mllm.io.store import FeatureEntry, FeatureStore, entry_description
 from bids_mllm.io.tables import read_feature_table
-from bids_mllm.records import Clip, Condition, Instruction, ModelSpec, Stimulus, WindowGrid
+from bids_mllm.records import Condition, Instruction, ModelSpec, Stimulus, WindowGrid
 
 
 class _ExtractInputSpec(BaseInterfaceInputSpec):
     stimulus = traits.Str(mandatory=True, desc="JSON of a Stimulus")
-    grids = traits.Str(mandatory=True, desc="JSON list of WindowGrids")
-    model = traits.Str(mandatory=True, desc="JSON of a ModelSpec")
-    checkpoint = traits.Str(mandatory=True, desc="state of the weights on disk, so that changed ones run again")
-    readout = traits.Str(mandatory=True, desc="JSON of a ReadOut")
+    models = traits.Str(mandatory=True, desc="JSON list of {spec, readout, grids}, one a model")
+    checkpoints = traits.List(traits.Str(), mandatory=True, desc="state of the weights, so that changed ones run again")
+    demonstrations = traits.Str("", usedefault=True, desc="TOML file for models that learn in context")
     features_dir = traits.Str(mandatory=True, desc="folder of the feature store")
+    texts_dir = traits.Str(mandatory=True, desc="folder of what the models generated")
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="cpu, cuda or cuda:N")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="counts against n_gpu_procs")
+    memory_bytes = traits.Float(0.0, usedefault=True, nohash=True, desc="of this process at most, 0 = no bound")
     app_version = traits.Str(mandatory=True, desc="so that a new version runs again")
 
 
 class _ExtractOutputSpec(TraitedSpec):
-    manifest = File(exists=True, desc="JSON: the entries of the store that hold the features")
+    manifests = traits.List(File(exists=True), desc="JSONs, one a model: the entries of the store with its features")
 
 
 class ExtractFeatures(SimpleInterface):
-    """Extract one model's features of one stimulus into the store, all conditions and layers."""
+    """Extract the features of one stimulus for all models into the store, all conditions and layers."""
 
     input_spec = _ExtractInputSpec
     output_spec = _ExtractOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
-        stimulus = _stimulus(self.inputs.stimulus)
-        spec = ModelSpec(**json.loads(self.inputs.model))
-        readout = readout_from_json(self.inputs.readout)
-        seed_everything(readout.seed)
-        grids = [WindowGrid(**grid) for grid in json.loads(self.inputs.grids)]
-        entries = extract_stimulus(
-            stimulus, grids, spec, readout, FeatureStore(Path(self.inputs.features_dir)), self.inputs.device
-        )
-        manifest = Path(runtime.cwd) / "manifest.json"
-        write_json(manifest, {"model": spec.key, "stim_file": stimulus.stim_file, "entries": entries})
-        self._results["manifest"] = str(manifest)
+        stimulus = stimulus_from_json(self.inputs.stimulus)
+        store = FeatureStore(Path(self.inputs.features_dir))
+        tasks = [self._task(stimulus, model, store) for model in json.loads(self.inputs.models)]
+        seed_everything(tasks[0].readout.seed)
+        extract_film(stimulus, tasks, store, self._machine(tasks))
+        manifests = []
+        for task in tasks:
+            path = Path(runtime.cwd) / f"{task.spec.key.replace('+', 'plus')}.json"
+            texts = write_texts(Path(self.inputs.texts_dir), stimulus, task)
+            write_json(path, manifest(stimulus, task) | {"texts": [str(text) for text in texts]})
+            manifests.append(str(path))
+        self._results["manifests"] = manifests
         return runtime
 
+    def _task(self, stimulus: Stimulus, model: Mapping[str, Any], store: FeatureStore) -> ModelTask:
+        spec = ModelSpec(**model["spec"])
+        readout = readout_from_json(model["readout"])
+        family = load_family(spec.family)
+        if spec.kind.startswith("in-context") and self.inputs.demonstrations:
+            shown = read_demonstrations(Path(self.inputs.demonstrations))
+            readout = with_demonstrations(spec, readout, family, shown)
+        grids = [WindowGrid(**grid) for grid in model["grids"]]
+        return make_task(stimulus, spec, readout, family, grids, store)
 
-def readout_from_json(text: str) -> ReadOut:
-    """Rebuild a ReadOut from the JSON of its fields."""
-    content = json.loads(text)
-    content["poolings"] = tuple(content["poolings"])
-    content["instructions"] = tuple(Instruction(**item) for item in content["instructions"])
-    return ReadOut(**content)
+    def _machine(self, tasks: Sequence[ModelTask]) -> Machine:
+        """Return the device; free memory matters to models that say what they need."""
+        if all(task.plan.cost is None or task.complete for task in tasks):
+            return Machine(self.inputs.device)
+        from bids_mllm.features.models.memory import free_bytes
+
+        return Machine(self.inputs.device, partial(free_bytes, self.inputs.device, self.inputs.memory_bytes or None))
 
 
-def _stimulus(text: str) -> Stimulus:
+def readout_from_json(content: Mapping[str, Any]) -> ReadOut:
+    """Rebuild a ReadOut from its fields as JSON values; demonstrations are read from their file."""
+    values = dict(content)
+    values["poolings"] = tuple(values["poolings"])
+    values["instructions"] = tuple(Instruction(**item) for item in values["instructions"])
+    values["demonstrations"] = ()
+    return ReadOut(**values)
+
+
+def with_demonstrations(
+    spec: ModelSpec, readout: ReadOut, family: Family, shown: Sequence[DemonstrationRow]
+) -> ReadOut:
+    """Return the read-out with the media of demonstrations, decoded as the model takes them."""
+    rows = [Demonstration(row.clip, row.stimulus.sha256, row.instruction, row.answer) for row in shown]
+    request = family.plan(spec, replace(readout, demonstrations=tuple(rows))).request
+    decoded = [next(iter(read_clips(row.stimulus, [row.clip], request))) for row in shown]
+    return replace(
+        readout,
+        demonstrations=tuple(replace(row, media=media) for row, media in zip(rows, decoded, strict=True)),
+    )
+
+
+def stimulus_from_json(text: str) -> Stimulus:
+    """Rebuild a Stimulus from the JSON of its fields."""
     content = json.loads(text)
     return Stimulus(**(content | {"path": Path(content["path"])}))
 
 
-def extract_stimulus(
-    stimulus: Stimulus,
-    grids: Sequence[WindowGrid],
-    spec: ModelSpec,
-    readout: ReadOut,
-    store: FeatureStore,
-    device: str,
-) -> list[dict[str, Any]]:
-    """Fill what the store lacks of one stimulus and model; return its entries for the manifest.
-
-    The weights are loaded only when a chunk is missing.
-    """
-    family = load_family(spec.family)
-    plan = family.plan(spec, readout)
-    texts = {instruction.key: instruction.text for instruction in readout.instructions}
-    found = []
-    todo: list[tuple[WindowGrid, dict[Condition, FeatureEntry]]] = []
-    for grid in grids:
-        entries = {
-            condition: store.entry(
-                entry_description(
-                    media={"sha256": stimulus.sha256, "kind": spec.media, "decoder": decoder_identity()},
-                    grid=grid,
-                    identity=plan.identity,
-                    condition=condition,
-                    instruction_text=texts.get(condition.instruction or ""),
-                ),
-                n_windows=grid.n_windows,
-                n_layers=plan.n_layers,
-                width=plan.width,
-            )
-            for condition in plan.conditions
-        }
-        todo.append((grid, entries))
-        found += [_manifest_row(grid, condition, entry) for condition, entry in entries.items()]
-    if any(entry.missing_chunks() for _, entries in todo for entry in entries.values()):
-        _fill(stimulus, todo, spec, readout, family, plan, device)
-    return found
+def manifest(stimulus: Stimulus, task: ModelTask) -> dict[str, Any]:
+    """Return where the features of one model and stimulus are, and which windows have none."""
+    rows = []
+    for grid, entries in task.grids:
+        for condition, entry in entries.items():
+            rows.append(_manifest_row(grid, condition, entry))
+    return {"model": task.spec.key, "stim_file": stimulus.stim_file, "entries": rows}
 
 
 def _manifest_row(grid: WindowGrid, condition: Condition, entry: FeatureEntry) -> dict[str, Any]:
@@ -123,51 +129,31 @@ def _manifest_row(grid: WindowGrid, condition: Condition, entry: FeatureEntry) -
         "n_windows": entry.n_windows,
         "n_layers": entry.n_layers,
         "width": entry.width,
+        "masked": {str(window): reason for window, reason in entry.masked().items()},
     }
 
 
-def _fill(
-    stimulus: Stimulus,
-    todo: Sequence[tuple[WindowGrid, Mapping[Condition, FeatureEntry]]],
-    spec: ModelSpec,
-    readout: ReadOut,
-    family: Family,
-    plan: ExtractionPlan,
-    device: str,
-) -> None:
-    extractor = family.load(spec, readout, device)
-    try:
-        for grid, entries in todo:
-            missing = sorted({chunk for entry in entries.values() for chunk in entry.missing_chunks()})
-            any_entry = next(iter(entries.values()))
-            total = sum(any_entry.rows(chunk).stop - any_entry.rows(chunk).start for chunk in missing)
-            with tqdm(total=total, desc=f"{spec.key} {stimulus.stim_file}", unit="clip", mininterval=2) as bar:
-                for chunk in missing:
-                    clips = _clips(stimulus.stim_file, grid, any_entry.rows(chunk))
-                    media = _counted(read_clips(stimulus, clips, plan.request), bar)
-                    features = extract_clips(extractor, plan, media, model=spec.key)
-                    _write_chunk(entries, features, chunk)
-    finally:
-        extractor.close()
+def write_texts(folder: Path, stimulus: Stimulus, task: ModelTask) -> list[Path]:
+    """Write what a model generated, one table an instruction: start and end of each window, and the text.
 
-
-def _clips(stim_file: str, grid: WindowGrid, rows: slice) -> list[Clip]:
-    starts, ends = grid.starts, grid.ends
-    return [Clip(stim_file, k, float(starts[k]), float(ends[k])) for k in range(rows.start, rows.stop)]
-
-
-def _counted(media: Iterator[Any], bar: Any) -> Iterator[Any]:
-    for item in media:
-        yield item
-        bar.update()
-
-
-def _write_chunk(
-    entries: Mapping[Condition, FeatureEntry], features: Mapping[Condition, NDArray[np.float32]], chunk: int
-) -> None:
-    for condition, entry in entries.items():
-        if chunk in entry.missing_chunks():
-            entry.write(chunk, features[condition])
+    Windows of several grids follow one another in one table.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for grid, entries in task.grids:
+        for condition, entry in entries.items():
+            said = entry.texts() if condition.pooling == "generated" else None
+            if said is not None and condition.instruction is not None:
+                tables.setdefault(condition.instruction, []).extend(
+                    {"start": float(start), "end": float(end), "text": text or None}
+                    for start, end, text in zip(grid.starts, grid.ends, said, strict=True)
+                )
+    stem = re.sub(r"[^0-9A-Za-z.-]+", "-", stimulus.stim_file)
+    paths = []
+    for key, rows in tables.items():
+        path = folder / f"model-{task.spec.key}" / f"{stem}_instruction-{key}_texts.tsv"
+        write_tsv(path, rows, ["start", "end", "text"])
+        paths.append(path)
+    return paths
 
 
 class _TableInputSpec(BaseInterfaceInputSpec):
@@ -181,11 +167,15 @@ class _TableInputSpec(BaseInterfaceInputSpec):
     app_version = traits.Str(mandatory=True)
 
 
+class _TableOutputSpec(TraitedSpec):
+    manifests = traits.List(File(exists=True), desc="one JSON: the entries of the store that hold the features")
+
+
 class ReadFeatureTable(SimpleInterface):
     """Bring a feature table of the user's to windows and put it into the store."""
 
     input_spec = _TableInputSpec
-    output_spec = _ExtractOutputSpec
+    output_spec = _TableOutputSpec
 
     def _run_interface(self, runtime: Any) -> Any:
         content = read_feature_table(Path(self.inputs.folder), self.inputs.stim_file)
@@ -212,9 +202,9 @@ class ReadFeatureTable(SimpleInterface):
             for chunk in entry.missing_chunks():
                 entry.write(chunk, values[entry.rows(chunk), None, :])
             rows.append(_manifest_row(grid, condition, entry))
-        manifest = Path(runtime.cwd) / "manifest.json"
-        write_json(manifest, {"model": self.inputs.name, "stim_file": table.stim_file, "entries": rows})
-        self._results["manifest"] = str(manifest)
+        path = Path(runtime.cwd) / "manifest.json"
+        write_json(path, {"model": self.inputs.name, "stim_file": table.stim_file, "entries": rows})
+        self._results["manifests"] = [str(path)]
         return runtime
 
 

@@ -1,14 +1,14 @@
 """From a design to the stacked rows that the fit sees; plain functions, usable without nipype."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bids_mllm.fit.delays import delay_rows, delayed_valid
 from bids_mllm.fit.folds import group_repeats, make_folds
 from bids_mllm.fit.scaling import high_pass_rows, zscore_segments
-from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, ParticipantDesign, Run, TRWindows
+from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, ParticipantDesign, Run, TRWindows, WindowGrid
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,35 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
     segments = _segments(position, folds, position_of_row, cut=len(set(groups)) == 1)
     segment_of_row = np.concatenate([at[rows] for at, rows in zip(segments, usable, strict=True)])
     return Rows(tuple(delays), usable, segments, run_of_row, segment_of_row, folds)
+
+
+#: A grid of windows of one stimulus: stim_file, origin, step and length.
+GridKey = tuple[str, float, float, float]
+
+
+def grid_key(stim_file: str, grid: WindowGrid) -> GridKey:
+    """Return what tells one grid of windows from another."""
+    return stim_file, grid.origin, grid.step, grid.length
+
+
+def without_windows(design: ParticipantDesign, masked: Mapping[GridKey, Collection[int]]) -> ParticipantDesign:
+    """Return the design in which volumes whose window has no features are masked.
+
+    Parameters
+    ----------
+    masked
+        For each grid the numbers of the windows that have none.
+    """
+    windows = tuple(_masked_windows(of_run, masked) for of_run in design.windows)
+    return replace(design, windows=windows)
+
+
+def _masked_windows(windows: TRWindows, masked: Mapping[GridKey, Collection[int]]) -> TRWindows:
+    index = windows.index.copy()
+    for showing, (stim_file, grid) in enumerate(zip(windows.stim_files, windows.grids, strict=True)):
+        bad = masked.get(grid_key(stim_file, grid), ())
+        index[(windows.showing == showing) & np.isin(windows.index, list(bad))] = -1
+    return replace(windows, index=index, showing=np.where(index < 0, -1, windows.showing))
 
 
 def usable_volumes(run: Run, windows: TRWindows, delays: Sequence[int]) -> BoolArray:

@@ -1,11 +1,9 @@
 """Opening a media file: its streams, the zero of its clock, its packets' ends and its decoded frames."""
 
-import os
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +15,13 @@ from bids_mllm.exceptions import StimulusError
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
 
 # A file whose streams end this much before the end that its header promises was cut short.
 MISSING_TOLERANCE = 1.0
+# Reading is tried so often behind an unreadable place before the rest of a file is given up.
+READ_ATTEMPTS = 16
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,26 @@ def _reason(error: Exception) -> str:
 
 def choose_streams(path: Path, stim_file: str) -> ChosenStreams:
     """Find the streams to read and the file's time of their first picture or sample."""
+    import av
     from av.video.frame import VideoFrame
 
     with closing(open_media(path, stim_file)) as container:
         video, audio = _best_streams(container)
-        wanted = {stream for stream in (video, audio) if stream is not None}
+        wanted = sorted({stream for stream in (video, audio) if stream is not None})
         firsts: dict[int, VideoFrame | AudioFrame] = {}
-        for index, frame in decoded(container, sorted(wanted), stim_file, zero=0.0):
-            firsts.setdefault(index, frame)
-            if len(firsts) == len(wanted):
-                break
+        try:
+            for packet in packets(container, wanted):
+                # Once a stream has begun, whatever is broken in it has no say in where its clock starts.
+                if packet.stream_index not in firsts:
+                    for frame in decoded(packet.stream, packet):
+                        firsts.setdefault(packet.stream_index, frame)
+                if len(firsts) == len(wanted):
+                    break
+        except (av.error.FFmpegError, OSError) as error:
+            raise StimulusError(
+                f"The stimulus {stim_file} cannot be decoded at its start ({_reason(error)}); "
+                "check that the file is complete and fetch it again."
+            ) from error
     if not firsts:
         raise StimulusError(f"The stimulus {stim_file} ({path}) holds neither pictures nor sound that can be decoded.")
     zero = min(frame_time(frame) for frame in firsts.values())
@@ -107,69 +118,73 @@ def frame_time(frame: "VideoFrame | AudioFrame") -> float:
     return float((stamp or 0) * (frame.time_base or 0))
 
 
-def decoded(
-    container: "InputContainer", indices: list[int], stim_file: str, *, zero: float
-) -> Iterator[tuple[int, Any]]:
-    """Yield (stream index, frame) from where the container stands; undecodable data is a StimulusError."""
+def packet_time(packet: "Packet[Any]") -> float | None:
+    """Seconds in the file at which the content of a packet starts; None where it has no time stamp."""
+    stamp = packet.pts if packet.pts is not None else packet.dts
+    return None if stamp is None else float(stamp * packet.time_base)
+
+
+def packets(container: "InputContainer", indices: list[int]) -> "Iterator[Packet[Any]]":
+    """Yield the packets of some streams from where the container stands, each stream's last one empty.
+
+    Reading goes on behind a place that cannot be read; FFmpeg's error is raised where it does not get any further.
+    """
     import av
 
-    for index in indices:
-        context = container.streams[index].codec_context
-        if context is not None and container.streams[index].type == "video":
-            context.thread_type = "AUTO"
-            context.thread_count = min(4, len(os.sched_getaffinity(0)))
-    last = 0.0
-    try:
-        for packet in container.demux([container.streams[index] for index in indices]):
-            for frame in packet.decode():
-                last = frame_time(frame) - zero  # type: ignore[arg-type]
-                yield packet.stream_index, frame
-    except (av.error.FFmpegError, OSError) as error:
-        raise StimulusError(
-            f"The stimulus {stim_file} cannot be decoded after {last:.2f} s ({_reason(error)}); "
-            "check that the file is complete and fetch it again."
-        ) from error
+    failures = 0
+    while True:
+        try:
+            for packet in container.demux([container.streams[index] for index in indices]):
+                failures = 0
+                yield packet
+        except av.error.FFmpegError:
+            failures += 1
+            if failures > READ_ATTEMPTS:
+                raise
+        else:
+            return
 
 
-def stream_ends(container: "InputContainer", chosen: ChosenStreams, stim_file: str) -> dict[int, float]:
-    """Seconds in the file at which each chosen stream ends, from the time stamps of its packets."""
+def decoded(stream: Any, packet: "Packet[Any] | None") -> list[Any]:
+    """Frames that come out of a stream's decoder for one packet; None or an empty packet brings out the last ones.
+
+    Every frame of the app passes here. Data that cannot be decoded raises FFmpeg's error.
+    """
+    frames = stream.codec_context.decode(packet)
+    for frame in frames:
+        if not frame.time_base:
+            frame.time_base = stream.time_base
+    return list(frames)
+
+
+def packet_stamps(container: "InputContainer", chosen: ChosenStreams, stim_file: str) -> dict[int, NDArray[np.int64]]:
+    """Start and duration of every packet of the chosen streams in the stream's own units, each (n_packets, 2),
+    in order of start.
+    """
     import av
 
     indices = [index for index in (chosen.video, chosen.audio) if index is not None]
     stamps: dict[int, list[tuple[int, int]]] = {index: [] for index in indices}
     try:
-        for packet in container.demux([container.streams[index] for index in indices]):
+        for packet in packets(container, indices):
             if packet.pts is not None and packet.size and not packet.is_discard:
                 stamps[packet.stream_index].append((packet.pts, packet.duration or 0))
     except (av.error.FFmpegError, OSError) as error:
         raise StimulusError(
             f"The stimulus {stim_file} cannot be read to its end ({_reason(error)}); fetch it again."
         ) from error
-    bases = {index: float(container.streams[index].time_base or 0) for index in indices}
-    _check_gaps([np.sort([start for start, _ in stamps[index]]) * bases[index] for index in indices], stim_file)
-    return {index: _last_end(stamps[index], container.streams[index].time_base) for index in indices}
+    return {index: np.array(sorted(found), dtype=np.int64).reshape(-1, 2) for index, found in stamps.items()}
 
 
-def _check_gaps(times: list[NDArray[np.float64]], stim_file: str) -> None:
-    """Raise where both streams pause at once: a picture may stand still and a sound may rest, but a file in which
-    both lack packets for so long has lost a part.
-    """
-    if len(times) < 2 or any(stamps.size < 2 for stamps in times):
-        return
-    pauses = [[(begin, end) for begin, end in pairwise(stamps) if end - begin > MISSING_TOLERANCE] for stamps in times]
-    for begin, end in pauses[0]:
-        for other_begin, other_end in pauses[1]:
-            first, last = max(begin, other_begin), min(end, other_end)
-            if last - first > MISSING_TOLERANCE / 2:
-                raise StimulusError(
-                    f"The stimulus {stim_file} holds neither picture nor sound from {first:.2f} to {last:.2f} s; a "
-                    "part of the file is damaged: fetch it again."
-                )
+def stream_ends(container: "InputContainer", chosen: ChosenStreams, stim_file: str) -> dict[int, float]:
+    """Seconds in the file at which each chosen stream ends, from the time stamps of its packets."""
+    stamps = packet_stamps(container, chosen, stim_file)
+    return {index: _last_end(found, container.streams[index].time_base) for index, found in stamps.items()}
 
 
-def _last_end(stamps: list[tuple[int, int]], time_base: Fraction | None) -> float:
+def _last_end(stamps: NDArray[np.int64], time_base: Fraction | None) -> float:
     """End of the last packet; where it has no duration, the usual step between packets stands in."""
-    starts, durations = np.array(sorted(stamps), dtype=np.int64).reshape(-1, 2).T
+    starts, durations = stamps.T
     if starts.size == 0:
         return 0.0
     step = float(np.mean(np.diff(starts))) if starts.size > 1 else 0.0

@@ -101,16 +101,26 @@ def damage(film, change):
     film.write_bytes(bytes(content))
 
 
+def check_damage_is_masked(result, out, words):
+    """The windows that need what is damaged are named and left out; the film's other windows are used."""
+    assert result.status == 0, result.err
+    assert "Traceback" not in result.err
+    said = [line for line in result.err.splitlines() if "is left out: " in line and words in line]
+    assert said
+    assert all("of bourne/bourne01.mkv" in line for line in said)
+    page = (out / "sub-01.html").read_text(encoding="utf-8")
+    assert f"{len(said)} windows of bourne/bourne01.mkv have no features and are left out" in page
+    assert words in page
+    assert "runs take no part" not in page
+
+
 def test_film_that_lacks_a_part_in_the_middle(call, own_study, tmp_path):
     def blank(content, middle):
         content[middle : middle + 20_000] = bytes(20_000)
 
     damage(own_study / "stimuli/bourne/bourne01.mkv", blank)
     result = participant(call, own_study, tmp_path / "out", "--models", "motionenergy")
-    assert result.status == 0
-    assert "ses-001_task-bourne01 is left out" in result.err
-    assert "neither picture nor sound from 2" in result.err
-    assert "Traceback" not in result.err
+    check_damage_is_masked(result, tmp_path / "out", "The stimulus bourne/bourne01.mkv is damaged from 2")
 
 
 def test_video_that_cannot_be_decoded(call, own_study, tmp_path):
@@ -120,10 +130,7 @@ def test_video_that_cannot_be_decoded(call, own_study, tmp_path):
 
     damage(own_study / "stimuli/bourne/bourne01.mkv", flip)
     result = participant(call, own_study, tmp_path / "out", "--models", "motionenergy")
-    assert result.status == 1
-    assert "Traceback" not in result.err
-    assert "bourne/bourne01.mkv is damaged at 2" in result.err
-    assert "bourne/bourne01.mkv is damaged at 2" in (tmp_path / "out/sub-01.html").read_text(encoding="utf-8")
+    check_damage_is_masked(result, tmp_path / "out", "The stimulus bourne/bourne01.mkv is damaged from 2")
 
 
 def test_film_without_the_needed_sound(call, own_study, tmp_path):

@@ -10,7 +10,8 @@ import pytest
 
 from bids_mllm.exceptions import StimulusError
 from bids_mllm.io.clips import probe_stimulus, read_clips
-from bids_mllm.records import Clip, ClipMedia, MediaRequest
+from bids_mllm.io.films import read_film
+from bids_mllm.records import Clip, ClipJob, ClipMedia, MediaRequest
 
 REAL_FILMS = Path(__file__).parents[3] / "shared" / "data" / "videos"
 RATE = 10
@@ -83,7 +84,7 @@ def write_film(
 def read(path: Path, windows: Sequence[tuple[float, float]], request: MediaRequest) -> list[ClipMedia]:
     stimulus = probe_stimulus(path, path.name)
     clips = [Clip(path.name, k, start, end) for k, (start, end) in enumerate(windows)]
-    return list(read_clips(stimulus, clips, request))
+    return [media for _, media in read_film(stimulus, [ClipJob(clips, request)])]
 
 
 FORMATS = [
@@ -314,7 +315,7 @@ def test_broken_data_name_the_film_and_the_time(tmp_path: Path) -> None:
         content[place + 8 : place + 40] = bytes(32)
     path.write_bytes(content)
     clips = [Clip("broken.mkv", 0, 0.0, 3.5)]
-    with pytest.raises(StimulusError, match=r"broken\.mkv cannot be decoded after [0-9.]+ s"):
+    with pytest.raises(StimulusError, match=r"broken\.mkv is damaged from 1\.5\d s to its end: the sound"):
         list(read_clips(stimulus, clips, MediaRequest("audio", sampling_rate=16000)))
 
 
@@ -325,7 +326,28 @@ def test_clips_must_be_in_order_and_of_the_stimulus(film: Path) -> None:
     stimulus = probe_stimulus(film, film.name)
     with pytest.raises(ValueError, match="another stimulus"):
         read_clips(stimulus, [Clip("other.mkv", 0, 0.0, 1.0)], request)
+    with pytest.raises(ValueError, match="in order of their start"):
+        read_clips(stimulus, [Clip(film.name, k, float(-k), 1.0) for k in range(2)], request)
+    with pytest.raises(ValueError, match="another stimulus"):
+        list(read_film(stimulus, [ClipJob([Clip("other.mkv", 0, 0.0, 1.0)], request)]))
     assert list(read_clips(stimulus, [], request)) == []
+
+
+def test_clips_of_one_model_are_those_of_the_film(film: Path) -> None:
+    stimulus = probe_stimulus(film, film.name)
+    clips = [Clip(film.name, k, 0.5 * k, 0.5 * k + 1.0) for k in range(6)]
+    request = MediaRequest("video", n_frames=3)
+    alone = list(read_clips(stimulus, clips, request))
+    assert [media.clip for media in alone] == clips
+    for media, (job, other) in zip(alone, read_film(stimulus, [ClipJob(clips, request)]), strict=True):
+        assert job == 0
+        np.testing.assert_array_equal(media.frames, other.frames)
+
+
+@pytest.mark.parametrize("request_", [MediaRequest("video"), MediaRequest("audio"), MediaRequest("both", n_frames=2)])
+def test_a_request_for_nothing_is_refused(film: Path, request_: MediaRequest) -> None:
+    with pytest.raises(ValueError, match="needs n_frames or sampling_rate of at least 1"):
+        read(film, [(0.0, 1.0)], request_)
 
 
 @needs_real_films
