@@ -1,4 +1,4 @@
-"""The instructions that a model follows: the built-in list, a user's list, and a choice among them."""
+"""The instructions that a model follows: the built-in lists, a user's list, and a choice among them."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from bids_mllm.exceptions import UsageError
-from bids_mllm.records import Instruction
+from bids_mllm.records import Instruction, Media
+from bids_mllm.validation import check_in_allowed
 
 FIELDS = ("key", "name", "text", "group")
 GROUPS = ("perceptual", "language", "cognitive", "spatiotemporal", "social")
+# A model of video and sound is asked the questions about the video, as in the study.
+BUILT_IN: Mapping[str, str] = {
+    "video": "instructions.toml",
+    "audio": "instructions_audio.toml",
+    "both": "instructions.toml",
+}
 
 
-def _read_text(path: Path | None) -> str:
-    """Return the text of a user's file, or of the packaged one for None."""
+def _read_text(path: Path | None, media: str) -> str:
+    """Return the text of a user's file, or of the packaged one of a kind of media for None."""
     if path is None:
-        return resources.files("bids_mllm").joinpath("data", "instructions.toml").read_text("utf-8")
+        return resources.files("bids_mllm").joinpath("data", BUILT_IN[media]).read_text("utf-8")
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -55,23 +62,27 @@ def _check_unique(instructions: Sequence[Instruction], origin: str) -> None:
             seen.add((kind, value))
 
 
-def load_instructions(path: Path | None = None) -> tuple[Instruction, ...]:
+def load_instructions(path: Path | None = None, *, media: Media = "video") -> tuple[Instruction, ...]:
     """Return the instructions of a file, in its order.
 
     Parameters
     ----------
     path
         A TOML file with tables ``[[instruction]]`` that hold `key` (letters and digits), `name`, `text`
-        and `group`; None for the 13 built-in video instructions of arXiv 2506.08277.
+        and `group`; None for a built-in list of arXiv 2506.08277.
+    media
+        Which built-in list: the 13 video instructions for ``video`` and ``both``, the 5 audio instructions
+        for ``audio``; of no effect with a file.
 
     Raises
     ------
     UsageError
         When the file cannot be read, is not TOML, lacks a field, or repeats a key or a text.
     """
-    origin = "the built-in list" if path is None else str(path)
+    check_in_allowed(media, BUILT_IN, "media")
+    origin = f"the built-in list for {media}" if path is None else str(path)
     try:
-        table = tomllib.loads(_read_text(path))
+        table = tomllib.loads(_read_text(path, media))
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"The instructions file {origin} is not valid TOML: {error}.") from error
     entries = table.get("instruction")
@@ -84,20 +95,43 @@ def load_instructions(path: Path | None = None) -> tuple[Instruction, ...]:
     return instructions
 
 
-def choose_instructions(instructions: Sequence[Instruction], keys: Sequence[str] | None) -> tuple[Instruction, ...]:
+def choose_instructions(
+    instructions: Sequence[Instruction], keys: Sequence[str] | None, *, elsewhere: Sequence[Instruction] = ()
+) -> tuple[Instruction, ...]:
     """Return the instructions with the given keys, in the order of `keys` and each once.
 
-    Case does not matter in a key; None chooses all. An unknown key raises a UsageError that lists the
-    choices.
+    Case does not matter in a key; None chooses all.
+
+    Parameters
+    ----------
+    instructions
+        The list to choose from.
+    keys
+        Keys of this list, or of the other one.
+    elsewhere
+        The lists for models of other media, whose keys may be asked for in the same call; they choose nothing
+        here.
+
+    Raises
+    ------
+    UsageError
+        When a key is in no list, with the keys of all lists, or when every key belongs elsewhere.
     """
     if keys is None:
         return tuple(instructions)
     by_key = {instruction.key.lower(): instruction for instruction in instructions}
+    known = dict.fromkeys(instruction.key for instruction in (*instructions, *elsewhere))
+    other = {instruction.key.lower() for instruction in elsewhere}
     chosen: dict[str, Instruction] = {}
     for key in keys:
         found = by_key.get(key.lower())
-        if found is None:
-            choices = ", ".join(instruction.key for instruction in instructions)
-            raise UsageError(f"There is no instruction {key!r}; choose from {choices}.")
-        chosen[found.key] = found
+        if found is not None:
+            chosen[found.key] = found
+        elif key.lower() not in other:
+            raise UsageError(f"There is no instruction {key!r}; choose from {', '.join(known)}.")
+    if keys and not chosen:
+        choices = ", ".join(instruction.key for instruction in instructions)
+        raise UsageError(
+            f"The instructions {', '.join(keys)} are for models of other media; add at least one of {choices}."
+        )
     return tuple(chosen.values())

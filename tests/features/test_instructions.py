@@ -22,10 +22,30 @@ def test_the_thirteen_built_in_instructions() -> None:
     instructions = load_instructions()
     assert tuple(instruction.key for instruction in instructions) == KEYS
     assert {instruction.group for instruction in instructions} == set(GROUPS)
+    assert load_instructions(media="both") == load_instructions(media="video") == instructions
     by_key = {instruction.key: instruction.text for instruction in instructions}
     assert by_key["AR"] == "What are the main events captured in the video?"
     assert by_key["SU"] == "Where is this video taken from? What place/landmark is shown in the video?"
     assert by_key["GA"].startswith("Describe changes in characters' appearances throughout the video, ")
+
+
+def test_the_five_built_in_audio_instructions() -> None:
+    instructions = load_instructions(media="audio")
+    assert [(i.key, i.name, i.text) for i in instructions] == [
+        ("AU", "Audio Understanding", "Can you describe the audio content in detail?"),
+        ("AC", "Audio Comprehension", "What are people doing in the audio?"),
+        ("ACap", "Audio Captioning", "Caption the audio in a short sentence."),
+        ("SED", "Sound Event Detection", "Identify and label the sound events occurring in the audio."),
+        ("SI", "Speaker Identification", "Who is speaking in the audio?"),
+    ]
+    both = (*instructions, *load_instructions())
+    assert len({i.key.lower() for i in both}) == 18, "a key says which list it is of"
+    assert {i.group for i in both} == set(GROUPS)
+
+
+def test_there_is_no_built_in_list_for_other_media() -> None:
+    with pytest.raises(ValueError, match="media is 'table', but must be one of 'audio', 'both', 'video'"):
+        load_instructions(media="table")
 
 
 def test_a_changed_text_needs_a_changed_test() -> None:
@@ -77,3 +97,14 @@ def test_none_chooses_all() -> None:
 def test_an_unknown_key_lists_the_choices() -> None:
     with pytest.raises(UsageError, match="no instruction 'XX'; choose from AR, VU"):
         choose_instructions(load_instructions(), ["AR", "XX"])
+
+
+def test_the_keys_of_models_of_other_media_are_passed_over() -> None:
+    video, audio = load_instructions(), load_instructions(media="audio")
+    keys = ["AR", "si"]
+    assert [i.key for i in choose_instructions(video, keys, elsewhere=audio)] == ["AR"]
+    assert [i.key for i in choose_instructions(audio, keys, elsewhere=video)] == ["SI"]
+    with pytest.raises(UsageError, match=r"'XX'; choose from AU, AC, ACap, SED, SI, AR, .*, LE"):
+        choose_instructions(audio, ["SI", "XX"], elsewhere=video)
+    with pytest.raises(UsageError, match="The instructions si are for models of other media; add at least one of AR"):
+        choose_instructions(video, ["si"], elsewhere=audio)

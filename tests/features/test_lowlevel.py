@@ -84,7 +84,7 @@ def test_a_drifting_grating_excites_its_own_direction(motion, direction):
     from moten.pyramids import MotionEnergyPyramid
 
     plan, extractor = motion
-    energy = extractor.extract([clip_of_frames(grating(plan.request.n_frames, direction))])[STIMULUS][0, 0]
+    energy = extractor.extract([clip_of_frames(grating(plan.request.n_frames, direction))]).features[STIMULUS][0, 0]
     table = MotionEnergyPyramid(
         SIZE, FPS, [0, 2], [0, 2, 4, 8], [0, 90, 180, 270], filter_temporal_width=int(FPS * 2 / 3)
     ).parameters
@@ -99,7 +99,7 @@ def test_the_responses_are_those_of_pymoten_on_the_film_run_backwards(motion):
 
     plan, extractor = motion
     frames = np.random.default_rng(0).integers(0, 256, (plan.request.n_frames, *SIZE, 3), dtype=np.uint8)
-    energy = extractor.extract([clip_of_frames(frames)])[STIMULUS][0, 0]
+    energy = extractor.extract([clip_of_frames(frames)]).features[STIMULUS][0, 0]
     pyramid = MotionEnergyPyramid(SIZE, FPS, [0, 2], [0, 2, 4, 8], [0, 90, 180, 270])
     # pymoten convolves, so it meets its filters in the order of time on the film run backwards.
     backwards = motionenergy.luminance(frames)[::-1]
@@ -123,11 +123,11 @@ def test_every_requested_frame_matters_but_the_first(motion):
     """The frames after a window are not requested, and the earliest one supports no response inside."""
     plan, extractor = motion
     frames = np.random.default_rng(1).integers(0, 256, (plan.request.n_frames, *SIZE, 3), dtype=np.uint8)
-    energy = extractor.extract([clip_of_frames(frames)])[STIMULUS]
+    energy = extractor.extract([clip_of_frames(frames)]).features[STIMULUS]
     for index in range(len(frames)):
         changed = frames.copy()
         changed[index] = 255 - changed[index]
-        same = np.array_equal(extractor.extract([clip_of_frames(changed)])[STIMULUS], energy)
+        same = np.array_equal(extractor.extract([clip_of_frames(changed)]).features[STIMULUS], energy)
         assert same == (index == 0)
 
 
@@ -139,7 +139,7 @@ def test_a_later_film_does_not_change_an_earlier_window(motion):
     other = film.copy()
     other[end:] = rng.integers(0, 256, other[end:].shape, dtype=np.uint8)
     cut = slice(end - plan.request.n_frames, end)
-    first, second = (extractor.extract([clip_of_frames(one[cut])])[STIMULUS] for one in (film, other))
+    first, second = (extractor.extract([clip_of_frames(one[cut])]).features[STIMULUS] for one in (film, other))
     np.testing.assert_array_equal(first, second)
 
 
@@ -147,16 +147,16 @@ def test_clips_of_a_batch_do_not_mix(motion):
     plan, extractor = motion
     rng = np.random.default_rng(3)
     films = rng.integers(0, 256, (3, plan.request.n_frames, *SIZE, 3), dtype=np.uint8)
-    together = extractor.extract([clip_of_frames(film) for film in films])[STIMULUS]
+    together = extractor.extract([clip_of_frames(film) for film in films]).features[STIMULUS]
     assert together.shape == (3, 1, plan.width)
-    alone = np.concatenate([extractor.extract([clip_of_frames(film)])[STIMULUS] for film in films])
+    alone = np.concatenate([extractor.extract([clip_of_frames(film)]).features[STIMULUS] for film in films])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4)
 
 
 def test_black_frames_give_finite_energy(motion):
     plan, extractor = motion
     black = np.zeros((plan.request.n_frames, *SIZE, 3), dtype=np.uint8)
-    assert np.isfinite(extractor.extract([clip_of_frames(black)])[STIMULUS]).all()
+    assert np.isfinite(extractor.extract([clip_of_frames(black)]).features[STIMULUS]).all()
 
 
 def test_wrong_frames_are_refused(motion):
@@ -191,7 +191,7 @@ def test_a_tone_peaks_in_the_band_that_holds_it(frequency):
 
     extractor = melspectrogram.FAMILY.load(mel_spec(n_mels=32), READ_OUT, "cpu")
     time = np.arange(int(WINDOW * 16000)) / 16000
-    levels = extractor.extract([clip_of_sound(np.sin(2 * np.pi * frequency * time))])[STIMULUS]
+    levels = extractor.extract([clip_of_sound(np.sin(2 * np.pi * frequency * time))]).features[STIMULUS]
     edges = mel_frequencies(34, fmin=0, fmax=8000)
     peak = int(levels[0, 0].argmax())
     assert levels.shape == (1, 1, 32)
@@ -200,14 +200,14 @@ def test_a_tone_peaks_in_the_band_that_holds_it(frequency):
 
 def test_silence_is_the_floor():
     extractor = melspectrogram.FAMILY.load(mel_spec(), READ_OUT, "cpu")
-    levels = extractor.extract([clip_of_sound(np.zeros(24000))])[STIMULUS]
+    levels = extractor.extract([clip_of_sound(np.zeros(24000))]).features[STIMULUS]
     np.testing.assert_allclose(levels, -10.0, rtol=1e-6)
 
 
 def test_ten_times_the_amplitude_is_two_decades():
     extractor = melspectrogram.FAMILY.load(mel_spec(), READ_OUT, "cpu")
     noise = np.random.default_rng(0).normal(size=24000) * 0.01
-    quiet, loud = extractor.extract([clip_of_sound(noise), clip_of_sound(noise * 10)])[STIMULUS]
+    quiet, loud = extractor.extract([clip_of_sound(noise), clip_of_sound(noise * 10)]).features[STIMULUS]
     np.testing.assert_allclose(loud - quiet, 2.0, atol=1e-3)
 
 
@@ -219,7 +219,7 @@ def test_mel_frames_lie_wholly_inside_the_window():
     after, before = noise.copy(), noise.copy()
     after[last:] = 0.5
     before[last - 20 :] = 0.5
-    first, second, third = extractor.extract([clip_of_sound(one) for one in (noise, after, before)])[STIMULUS]
+    first, second, third = extractor.extract([clip_of_sound(one) for one in (noise, after, before)]).features[STIMULUS]
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, third)
 
