@@ -30,7 +30,8 @@ def check_node(plan: StudyPlan, model: ModelSpec) -> Node:
         random_seed=plan.settings.random_seed,
         app_version=__version__,
     )
-    return Node(interface, name=f"checks_{model.key.replace('+', 'plus')}", mem_gb=1.0)
+    name = f"checks_{model.key.replace('+', 'plus')}"
+    return Node(interface, name=name, n_procs=plan.settings.omp_nthreads, mem_gb=2.0)
 
 
 def found_checks(output_dir: Path, models: Sequence[str]) -> tuple[ModelChecks, ...]:

@@ -30,15 +30,16 @@ class Prompt:
     @property
     def media_span(self) -> tuple[int, ...]:
         """Media tokens over which a mean is taken."""
-        return _without_sinks(self.media)
+        return without_sinks(self.media)
 
     @property
     def instruction_span(self) -> tuple[int, ...]:
         """Instruction tokens over which a mean is taken."""
-        return _without_sinks(self.instruction)
+        return without_sinks(self.instruction)
 
 
-def _without_sinks(positions: Sequence[int]) -> tuple[int, ...]:
+def without_sinks(positions: Sequence[int]) -> tuple[int, ...]:
+    """Return the positions of a mean without the first of the prompt, unless there are no others."""
     kept = tuple(position for position in positions if position >= SINK_TOKENS)
     return kept or tuple(positions)
 
