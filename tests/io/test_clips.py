@@ -373,3 +373,19 @@ def test_real_films(name: str, video: float, audio: float, size: tuple[int, int]
     instants = (np.arange(times.size) + 0.5) * 1.49 / 4
     assert np.all(times <= instants + 6e-4)
     assert np.all(times > instants - 1 / stimulus.frame_rate - 1e-3)
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_resampled_sound_is_that_of_soxr(tmp_path: Path, rate: int) -> None:
+    """A rising tone below both rates' limits, against the library that librosa resamples with."""
+    import soxr
+    from scipy.io import wavfile
+
+    seconds = np.arange(rate * 6) / rate
+    top = min(6500.0, 0.4 * rate)
+    sound = (0.4 * np.sin(2 * np.pi * (50 * seconds + (top - 50) / 12 * seconds**2))).astype(np.float32)
+    path = tmp_path / "tone.wav"
+    wavfile.write(path, rate, sound)
+    [media] = read(path, [(1.0, 5.0)], MediaRequest("audio", sampling_rate=16000))
+    expected = soxr.resample(sound, rate, 16000, quality="VHQ")[16000:80000]
+    assert np.linalg.norm(media.audio - expected) < 1e-4 * np.linalg.norm(expected)
