@@ -144,6 +144,9 @@ def lost_words(lost: Mapping[GridKey, Mapping[int, str]]) -> tuple[str, ...]:
     return tuple(
         f"{len(reasons)} windows of {stim_file} have no features and are left out, with the volumes that they belong "
         f"to: {next(iter(reasons.values()))}"
+        if len(reasons) > 1
+        else f"One window of {stim_file} has no features and is left out, with the volumes that it belongs to: "
+        f"{next(iter(reasons.values()))}"
         for stim_file, reasons in windows.items()
     )
 

@@ -1,20 +1,22 @@
 """Fill the feature store: one pass over a film serves all its windows and all models that fit into memory.
 
-Several jobs may fill one store. They divide the chunks of windows between them by claims, each of which a job takes
-just before its decoder reaches the chunk; at the end a job waits for chunks that others still work on.
+Several jobs may fill one store. They divide the chunks of windows between them; at the end a job waits for the chunk
+that each of the others still works on.
 """
 
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
-from bids_mllm.exceptions import BidsMllmError
+from bids_mllm.exceptions import BidsMllmError, StimulusError
 from bids_mllm.features.extraction import BatchRunner, choose_batch_size
 from bids_mllm.features.extractor import ExtractionPlan, Extractor, Family, ReadOut
-from bids_mllm.interfaces.grid_work import GridWork, missing_chunks, remove_leftovers
+from bids_mllm.interfaces.grid_work import GridWork, missing_windows, remove_leftovers
 from bids_mllm.io.claims import Claims
 from bids_mllm.io.clips import decoder_identity
 from bids_mllm.io.films import read_film
@@ -23,6 +25,8 @@ from bids_mllm.io.parts import PARTS_FOLDER
 from bids_mllm.io.read_ahead import read_ahead
 from bids_mllm.io.store import FeatureEntry, FeatureStore, entry_description
 from bids_mllm.records import ClipJob, ClipMedia, Condition, ModelSpec, Stimulus, WindowGrid
+
+logger = logging.getLogger("bids_mllm")
 
 #: Decoded media that wait for the models.
 READ_AHEAD_BYTES = 128 * 2**20
@@ -104,19 +108,40 @@ def extract_film(stimulus: Stimulus, tasks: Sequence[ModelTask], store: FeatureS
     ------
     BidsMllmError
         What the first model that failed raised, when all others are done.
+    StoreError
+        At once, when the store cannot be written.
     """
-    failures: list[BidsMllmError] = []
     _tidy(tasks, store)
-    waiting = [task for task in tasks if not task.complete]
-    if not waiting:
-        return
-    with Claims(store.folder) as claims:
-        while waiting:
-            group = _fitting(waiting, machine)
-            waiting = waiting[len(group) :]
-            failures += _run_group(stimulus, group, store, claims, machine)
+    failures: list[BidsMllmError] = [error for task in tasks for error in _lacking_media(stimulus, task)]
+    waiting = [task for task in tasks if not task.complete and not _lacking_media(stimulus, task)]
+    if waiting:
+        with Claims(store.folder) as claims:
+            while waiting:
+                group = _fitting(waiting, machine)
+                rest = waiting[len(group) :]
+                later, failed = _run_group(stimulus, group, store, claims, machine)
+                failures += failed
+                # Another job may have finished some meanwhile.
+                waiting = [task for task in (*later, *rest) if not task.complete]
+        _tidy(tasks, store)
+    for error in failures[1:]:
+        logger.error("%s", error)
     if failures:
         raise failures[0]
+
+
+def _lacking_media(stimulus: Stimulus, task: ModelTask) -> list[StimulusError]:
+    """Say where the stimulus has not the streams that the model reads."""
+    media = task.plan.request.media
+    if task.complete or stimulus.duration(media) is not None:
+        return []
+    what = {"video": "pictures", "audio": "sound", "both": "pictures and sound"}[media]
+    return [
+        StimulusError(
+            f"The model {task.spec.key} needs {what}, which {stimulus.stim_file} does not have; leave the model out or "
+            "give a file that has them."
+        )
+    ]
 
 
 def _tidy(tasks: Sequence[ModelTask], store: FeatureStore) -> None:
@@ -142,18 +167,23 @@ def _fitting(tasks: Sequence[ModelTask], machine: Machine) -> list[ModelTask]:
 
 def _run_group(
     stimulus: Stimulus, tasks: Sequence[ModelTask], store: FeatureStore, claims: Claims, machine: Machine
-) -> list[BidsMllmError]:
-    """Load the models of a group and run them over the film until no chunk is missing; return the failures."""
-    failures: list[BidsMllmError] = []
+) -> tuple[list[ModelTask], list[BidsMllmError]]:
+    """Load the models of a group and run them over the film until no chunk is missing.
+
+    Returns
+    -------
+    list of ModelTask
+        Those whose weights did not fit beside those of the others, to be run later.
+    list of BidsMllmError
+        Why models failed.
+    """
     loaded: list[tuple[ModelTask, Extractor]] = []
     try:
-        for task in tasks:
-            try:
-                loaded.append((task, task.family.load(task.spec, task.readout, machine.device)))
-            except BidsMllmError as error:
-                failures.append(error)
-        n_missing = sum(_n_missing(entries) for task, _ in loaded for _, entries in task.grids)
+        later, failures = _load(tasks, machine, loaded)
+        if not loaded:
+            return later, failures
         label = " ".join(task.spec.key for task, _ in loaded)
+        n_missing = sum(missing_windows(entries) for task, _ in loaded for _, entries in task.grids)
         with tqdm(total=n_missing, desc=f"{label} {stimulus.stim_file}", unit="clip", mininterval=2) as bar:
             works = [
                 (task, GridWork(stimulus, grid, entries, runner, store, claims, bar))
@@ -161,12 +191,42 @@ def _run_group(
                 for runner in [_runner(stimulus, task, extractor, machine)]
                 for grid, entries in task.grids
             ]
-            _fill(stimulus, works)
+            _fill(stimulus, works, bar)
         failures += [work.failure for _, work in works if work.failure is not None]
     finally:
         for _, extractor in loaded:
             extractor.close()
-    return failures
+    return later, failures
+
+
+def _load(
+    tasks: Sequence[ModelTask], machine: Machine, loaded: list[tuple[ModelTask, Extractor]]
+) -> tuple[list[ModelTask], list[BidsMllmError]]:
+    """Add the models that can be loaded to `loaded`; return those to try without these, and why others cannot be."""
+    failures: list[BidsMllmError] = []
+    for number, task in enumerate(tasks):
+        try:
+            loaded.append((task, task.family.load(task.spec, task.readout, machine.device)))
+        except BidsMllmError as error:
+            failures.append(error)
+        except (MemoryError, RuntimeError) as error:
+            if not _ran_out_of_memory(error):
+                raise
+            if loaded:
+                return list(tasks[number:]), failures
+            failures.append(
+                BidsMllmError(
+                    f"The weights of {task.spec.key} do not fit into the memory of {machine.device}; use a device with "
+                    "more memory, or a dtype of two bytes."
+                )
+            )
+    return [], failures
+
+
+def _ran_out_of_memory(error: Exception) -> bool:
+    from bids_mllm.features.models.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _runner(stimulus: Stimulus, task: ModelTask, extractor: Extractor, machine: Machine) -> BatchRunner:
@@ -182,21 +242,39 @@ def _media_bytes(stimulus: Stimulus, plan: ExtractionPlan) -> int:
     return 3 * height * width * request.n_frames
 
 
-def _n_missing(entries: Mapping[Condition, FeatureEntry]) -> int:
-    """Windows of the chunks that any entry lacks."""
-    some = next(iter(entries.values()))
-    return sum(some.rows(chunk).stop - some.rows(chunk).start for chunk in missing_chunks(entries))
-
-
-def _fill(stimulus: Stimulus, works: Sequence[tuple[ModelTask, GridWork]]) -> None:
+def _fill(stimulus: Stimulus, works: Sequence[tuple[ModelTask, GridWork]], bar: "tqdm[Any]") -> None:
     """Pass over the film until all works are done; chunks that others work on are waited for."""
     while unfinished := [(task, work) for task, work in works if not work.done]:
-        jobs = [ClipJob(work.clips(), task.plan.request) for task, work in unfinished]
-        with closing(read_ahead(read_film(stimulus, jobs), max_bytes=READ_AHEAD_BYTES, size_of=_size)) as stream:
-            for number, media in stream:
-                unfinished[number][1].take(media)
-        if not any(work.progressed for _, work in unfinished):
+        # What other jobs have done counts no more.
+        bar.total = bar.n + sum(work.n_missing for _, work in unfinished)
+        ready = [pair for pair in unfinished if pair[1].prepare()]
+        ready = ready or [pair for pair in unfinished if pair[1].prepare(steal=True)]
+        if ready:
+            _pass_over(stimulus, ready)
+        else:
             time.sleep(POLL_SECONDS)
+    bar.total = bar.n
+
+
+def _pass_over(stimulus: Stimulus, works: Sequence[tuple[ModelTask, GridWork]]) -> None:
+    """Decode the film once and give every work its clips, while a thread reads ahead."""
+    jobs = [ClipJob(work.clips(), task.plan.request) for task, work in works]
+    film = _noted(read_film(stimulus, jobs), [work for _, work in works])
+    with closing(read_ahead(film, max_bytes=READ_AHEAD_BYTES, size_of=_size)) as stream:
+        try:
+            for number, media in stream:
+                works[number][1].take(media)
+        finally:
+            # Before the stream is closed: its thread may wait for a work to go on.
+            for _, work in works:
+                work.stop()
+
+
+def _noted(film: Iterator[tuple[int, ClipMedia]], works: Sequence[GridWork]) -> Iterator[tuple[int, ClipMedia]]:
+    """Tell each work of its clips as they come out of the decoder."""
+    for number, media in film:
+        works[number].decoded(media)
+        yield number, media
 
 
 def _size(item: tuple[int, ClipMedia]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
+from bids_mllm.exceptions import BidsMllmError
 from bids_mllm.features.extractor import Demonstration, Family, ReadOut
 from bids_mllm.features.registry import load_family
 from bids_mllm.features.table import FeatureTable, check_table, table_windows
@@ -50,17 +51,30 @@ class ExtractFeatures(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         stimulus = stimulus_from_json(self.inputs.stimulus)
         store = FeatureStore(Path(self.inputs.features_dir))
-        tasks = [self._task(stimulus, model, store) for model in json.loads(self.inputs.models)]
-        seed_everything(tasks[0].readout.seed)
-        extract_film(stimulus, tasks, store, self._machine(tasks))
+        tasks, failures = self._tasks(stimulus, store)
+        if tasks:
+            seed_everything(tasks[0].readout.seed)
+            extract_film(stimulus, tasks, store, self._machine(tasks))
+        if failures:
+            raise failures[0]
         manifests = []
-        for task in tasks:
-            path = Path(runtime.cwd) / f"{task.spec.key.replace('+', 'plus')}.json"
+        for number, task in enumerate(tasks):
+            path = Path(runtime.cwd) / f"{number:02d}_{task.spec.key.replace('+', 'plus')}.json"
             texts = write_texts(Path(self.inputs.texts_dir), stimulus, task)
             write_json(path, manifest(stimulus, task) | {"texts": [str(text) for text in texts]})
             manifests.append(str(path))
         self._results["manifests"] = manifests
         return runtime
+
+    def _tasks(self, stimulus: Stimulus, store: FeatureStore) -> tuple[list[ModelTask], list[BidsMllmError]]:
+        """Plan all models; one that cannot be planned does not keep the others from being extracted."""
+        tasks, failures = [], []
+        for model in json.loads(self.inputs.models):
+            try:
+                tasks.append(self._task(stimulus, model, store))
+            except BidsMllmError as error:
+                failures.append(error)
+        return tasks, failures
 
     def _task(self, stimulus: Stimulus, model: Mapping[str, Any], store: FeatureStore) -> ModelTask:
         spec = ModelSpec(**model["spec"])

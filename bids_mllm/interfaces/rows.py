@@ -59,7 +59,8 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
         n_folds=n_folds,
         purge=_purge_seconds(design, delays),
     )
-    segments = _segments(position, folds, position_of_row, cut=len(set(groups)) == 1)
+    # Damage may leave rows of one film alone where the runs show several.
+    segments = _segments(position, folds, position_of_row, cut=len(np.unique(groups[run_of_row])) == 1)
     segment_of_row = np.concatenate([at[rows] for at, rows in zip(segments, usable, strict=True)])
     return Rows(tuple(delays), usable, segments, run_of_row, segment_of_row, folds)
 
@@ -159,6 +160,8 @@ def stack_features(
     """
     parts = []
     for number, (run, windows) in enumerate(zip(design.runs, design.windows, strict=True)):
+        if not rows.usable[number].any():
+            continue
         X = _by_volume(number, run.n_volumes, windows.showing, windows.index, read)
         valid: BoolArray = np.asarray(np.isfinite(X).all(axis=1))
         filtered = high_pass_rows(X, valid, repetition_time=run.repetition_time, high_pass=high_pass)

@@ -319,6 +319,20 @@ class Claims:
                 self._tokens[name] = claim.token
         return taken
 
+    def is_taken(self, name: str) -> bool:
+        """Whether a living process, this one included, claims a name.
+
+        Raises
+        ------
+        StoreError
+            When the folder of the claims cannot be read or written.
+        """
+        path = self._folder.file(name)
+        try:
+            return self._folder.state(path)[0] == "live"
+        except OSError as error:
+            raise write_error(path, error) from error
+
     def release(self, name: str) -> bool:
         """Give a name free; return False where this process did not hold it any more."""
         with self._mutex:
@@ -331,7 +345,7 @@ class Claims:
         return False
 
     def close(self) -> None:
-        """Release all claims and stop renewing."""
+        """Release all claims, stop renewing, and remove what jobs that died meanwhile have left."""
         if os.getpid() != self._pid:
             return  # a fork of the holder must not give free what the holder works on
         for name in sorted(self.held):
@@ -339,6 +353,7 @@ class Claims:
         self._stopped.set()
         if self._renewer is not None:
             self._renewer.join()
+            self._folder.sweep()
         self._folder.close()
 
     def _keep_renewing(self) -> None:

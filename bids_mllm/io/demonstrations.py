@@ -12,6 +12,8 @@ from bids_mllm.records import Clip, Stimulus
 
 TEXTS = ("file", "instruction", "answer")
 SECONDS = ("start", "end")
+#: Streams of one file end within a packet of each other (seconds).
+END_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def read_demonstrations(path: Path) -> tuple[DemonstrationRow, ...]:
     Raises
     ------
     UsageError
-        When the file cannot be read or a table lacks a value.
+        When the file cannot be read, a table lacks a value, or a clip ends after its film.
     StimulusError
         When a film is missing or damaged.
     """
@@ -61,6 +63,11 @@ def _row(entry: Any, path: Path, number: int) -> DemonstrationRow:
     if not numbers or not 0 <= start < end:
         raise UsageError(f"{place} has start {start!r} and end {end!r}, but 0 <= start < end in seconds is needed.")
     stimulus = probe_stimulus(path.parent / entry["file"], entry["file"])
+    ends = [seconds for seconds in (stimulus.video_duration, stimulus.audio_duration) if seconds is not None]
+    if end > max(ends) + END_TOLERANCE:
+        raise UsageError(
+            f"{place} ends at {end:g} s, but {entry['file']} lasts {max(ends):.2f} s; give an earlier end."
+        )
     return DemonstrationRow(
         stimulus, Clip(entry["file"], 0, float(start), float(end)), entry["instruction"], entry["answer"]
     )

@@ -362,8 +362,10 @@ class _Decoding:
         if not self._alone:
             raise _SuspectError
         earlier = self._drain()
-        if earlier is not None and earlier.index < broken.index:
-            broken = earlier
+        # What has not come by now will not come: packets before the broken one may have gone without a word.
+        silent = [mark for mark in self._pending.values() if not self._leads(mark) and self._lacks(mark)]
+        found = [mark for mark in (earlier, *silent) if mark is not None and mark.index < broken.index]
+        broken = min(found, key=lambda mark: mark.index, default=broken)
         self._context.flush_buffers()
         good = [shown for mark, shown in self._held if mark.index < broken.index]
         # A picture shown before the key frame that it follows: that key frame does not need it.

@@ -17,7 +17,7 @@ from bids_mllm.exceptions import StoreError
 from bids_mllm.io.chunks import Damage, damage_of_library, find_damage, open_chunk
 from bids_mllm.io.claims import CLAIMS_FOLDER, Claim, ClaimsFolder
 from bids_mllm.io.owners import orphans, write_error
-from bids_mllm.io.parts import PARTS_FOLDER
+from bids_mllm.io.parts import PARTS_FOLDER, claim_of_part
 from bids_mllm.io.store import (
     DAY,
     DESCRIPTION_FILE,
@@ -229,7 +229,7 @@ def find_garbage(store: Path, *, keep_days: float | None = None, incomplete: boo
                     yield from _orphans(child)
         for path in sorted((store / PARTS_FOLDER).glob("*.safetensors")):
             reason = _why_old_part(path, keep_days, incomplete)
-            if reason is not None and claims.state(claims.file(path.stem))[0] != "live":
+            if reason is not None and claims.state(claims.file(claim_of_part(path)))[0] != "live":
                 yield Finding(path, size_of(path), reason)
     except OSError as error:
         raise write_error(claims.path, error) from error
@@ -272,7 +272,7 @@ def _why_old_part(path: Path, keep_days: float | None, incomplete: bool) -> str 
     try:
         with damage_of_library(), safe_open(path, framework="numpy") as file:
             digests = [str(digest) for digest in json.loads(file.metadata()["record"])["entries"]]
-            chunk = int(path.stem.rpartition("-")[2])
+            chunk = int(claim_of_part(path).rpartition("-")[2])
     except Damage:
         return "a part of a chunk that cannot be read"
     except FileNotFoundError:

@@ -291,7 +291,7 @@ def test_gc_removes_parts_that_no_job_goes_on_with(tmp_path, capsys, words):
         rows, _ = collected(call(capsys, "gc", tmp_path, *words)[1])
     left = {name for name, path in paths.items() if path.exists()}
     assert left == {"claimed-00001"} | ({"wanted-00001"} if not words else set())
-    assert {f".parts/{name}.safetensors" for name in set(names) - left} == set(rows)
+    assert {paths[name].relative_to(tmp_path).as_posix() for name in set(names) - left} == set(rows)
     assert first.path.exists()
     assert second.path.exists()
 

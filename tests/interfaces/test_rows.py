@@ -1,12 +1,15 @@
 """Rows of runs that differ in length: delays, purging, segments, and the pairing of features with BOLD."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bids_mllm.align.windows import align_run
-from bids_mllm.interfaces.rows import make_rows, stack_features, stack_targets
+from bids_mllm.exceptions import DesignError
+from bids_mllm.interfaces.encoding import FitScores, lost_windows, lost_words
+from bids_mllm.interfaces.rows import grid_key, make_rows, stack_features, stack_targets, without_windows
 from bids_mllm.records import ParticipantDesign, Run, Showing
 
 TR = 2.0
@@ -196,3 +199,139 @@ def test_inner_folds_of_a_run_with_two_films_follow_the_run():
             assert np.array_equal(inside, np.arange(inside[0], inside[-1] + 1))
             distance = np.abs(trained[fit][:, None] - inside[None, :]).min()
             assert distance == 3
+
+
+# Windows without features
+
+
+def manifest_of(design, masked, *, stim_file="a", model="m"):
+    """What an extraction says of one film; `masked` are windows without features."""
+    grids = {grid for w in design.windows for f, grid in zip(w.stim_files, w.grids, strict=True) if f == stim_file}
+    rows = [
+        {
+            "origin": g.origin,
+            "step": g.step,
+            "length": g.length,
+            "masked": {str(w): "The film is damaged." for w in masked},
+        }
+        for g in grids
+    ]
+    return json.loads(json.dumps({"model": model, "stim_file": stim_file, "entries": rows}))
+
+
+def without(design, *manifests):
+    return without_windows(design, {key: set(reasons) for key, reasons in lost_windows(manifests).items()})
+
+
+@pytest.mark.parametrize("delays", [(0,), (1,), (1, 2, 3), (0, 5)])
+def test_exactly_the_volumes_whose_own_or_delayed_window_is_lost_are_left_out(delays):
+    design = design_of(("a", 60), ("b", 40))
+    lost = {20, 21, 33}
+    whole = make_rows(design, delays=delays, n_folds=2)
+    rows = make_rows(without(design, manifest_of(design, lost)), delays=delays, n_folds=2)
+    own = design.windows[0].index
+    # The volume of window 20 is read by itself and by the volumes that are a delay later.
+    hit = {v for v in range(60) if any(v - d >= 0 and own[v - d] in lost for d in (0, *delays))}
+    assert set(np.flatnonzero(whole.usable[0] & ~rows.usable[0])) == hit & set(np.flatnonzero(whole.usable[0]))
+    assert not rows.usable[0][sorted(hit)].any()
+    np.testing.assert_array_equal(rows.usable[1], whole.usable[1])
+    assert len(rows.run_of_row) == int(rows.usable[0].sum() + rows.usable[1].sum())
+
+
+def test_features_of_the_windows_that_are_left_are_finite_and_paired():
+    design = design_of(("a", 60), ("b", 40))
+    features = [np.random.default_rng(run).standard_normal((600, 2)) for run in range(2)]
+    features[0][[20, 21]] = np.nan
+    left = without(design, manifest_of(design, {20, 21}))
+    rows = make_rows(left, delays=(1, 2), n_folds=2)
+    X = stack_features(left, rows, lambda run, showing: features[run], high_pass=0.01)
+    assert X.shape == (len(rows.run_of_row), 4)
+    assert np.isfinite(X).all()
+    # Where the lost ones stand in the features makes no difference to any other.
+    features[0][[20, 21]] = 1e6
+    np.testing.assert_array_equal(X, stack_features(left, rows, lambda run, showing: features[run], high_pass=0.01))
+
+
+def test_what_one_model_lacks_is_left_out_for_all_and_other_grids_are_not_touched():
+    design = design_of(("a", 60), ([Showing("a", 0.7)], 60), ("b", 40))
+    manifests = [
+        manifest_of(design, {20}, model="one"),
+        manifest_of(design, {30}, model="two"),
+        manifest_of(design, {5}, stim_file="b", model="two"),
+        manifest_of(design, (), model="three"),
+    ]
+    grids = {w.grids[0].origin for w in design.windows[:2]}
+    assert len(grids) == 2
+    del manifests[0]["entries"][1]
+    [key] = [k for k, windows in lost_windows(manifests).items() if set(windows) == {20, 30}]
+    left = without(design, *manifests)
+    for number, windows in enumerate(left.windows):
+        expected = {"a": {30}, "b": {5}}[windows.stim_files[0]]
+        expected = {20, 30} if grid_key(windows.stim_files[0], windows.grids[0]) == key else expected
+        before = design.windows[number]
+        np.testing.assert_array_equal(~windows.valid & before.valid, np.isin(before.index, list(expected)))
+        np.testing.assert_array_equal(windows.showing < 0, windows.index < 0)
+        np.testing.assert_array_equal(windows.start, before.start)
+
+
+def test_a_second_showing_of_the_film_loses_the_same_windows():
+    shown = [Showing("a", 0.0, 0.0, 60.0), Showing("b", 60.0, 0.0, 40.0), Showing("a", 100.0, 0.0, 60.0)]
+    design = design_of((shown, 80), ("c", 40), film=100.0)
+    left = without(design, manifest_of(design, {4}))
+    hit = np.flatnonzero(design.windows[0].valid & ~left.windows[0].valid)
+    assert hit.tolist() == [4, 54]
+
+
+def test_nothing_lost_is_the_same_design():
+    design = design_of(("a", 60), ("b", 40))
+    left = without(design, manifest_of(design, ()))
+    for one, other in zip(left.windows, design.windows, strict=True):
+        np.testing.assert_array_equal(one.index, other.index)
+    assert lost_windows([manifest_of(design, ())]) == {}
+    assert lost_words({}) == ()
+
+
+def test_a_film_that_is_lost_altogether_leaves_the_others():
+    design = design_of(("a", 60), ("b", 60), ("c", 60))
+    left = without(design, manifest_of(design, range(600)))
+    rows = make_rows(left, delays=(1,), n_folds=2)
+    assert [fold.name for fold in rows.folds] == ["task-t1", "task-t2"]
+    assert set(rows.run_of_row) == {1, 2}
+    X = stack_features(left, rows, lambda run, showing: np.arange(600.0)[:, None], high_pass=0.0)
+    assert len(X) == len(rows.run_of_row)
+
+
+def test_where_one_film_is_left_its_parts_are_scaled_apart():
+    design = design_of(("a", 60), ("b", 90))
+    rows = make_rows(without(design, manifest_of(design, range(600))), delays=(1,), n_folds=3)
+    assert len(rows.folds) == 3
+    for fold in rows.folds:
+        assert set(rows.segment_of_row[fold.test]).isdisjoint(rows.segment_of_row[fold.train])
+
+
+def test_too_little_left_is_one_sentence():
+    design = design_of(("a", 60), ("b", 60), test_runs=(1,))
+    with pytest.raises(DesignError, match=r"at least one of each is needed"):
+        make_rows(without(design, manifest_of(design, range(600))), delays=(1,), n_folds=2)
+
+
+def test_words_say_how_much_of_which_film_is_lost():
+    reasons = {3: "The stimulus a is damaged from 4.00 to 5.00 s.", 4: "The stimulus a is damaged from 4.00 to 5.00 s."}
+    lost = {("a", 0.0, 2.0, 2.0): reasons, ("a", 0.5, 2.0, 2.0): {3: reasons[3]}, ("b", 0.0, 2.0, 2.0): {0: "Broken."}}
+    first, second = lost_words(lost)
+    assert first.startswith("3 windows of a have no features and are left out, with the volumes that they belong to: ")
+    assert first.endswith("damaged from 4.00 to 5.00 s.")
+    assert second == ("One window of b has no features and is left out, with the volumes that it belongs to: Broken.")
+
+
+def test_scores_are_kept_apart_by_the_windows_that_are_lost(tmp_path):
+    """Scores of a model whose own features are whole change with what another model lacks."""
+    design = design_of(("a", 60), ("b", 40))
+    path = tmp_path / "design.json"
+    path.write_text("{}")
+    node = FitScores(design=str(path), options="{}", cache_dir=str(tmp_path), app_version="1")
+    own = [manifest_of(design, ())]
+    lost = [lost_windows([manifest_of(design, windows, model="other")]) for windows in ((), {4}, {4, 5})]
+    lost.append(lost_windows([manifest_of(design, {4}, stim_file="b", model="other")]))
+    assert len({node._cached("bold", own, each) for each in lost}) == 4
+    assert node._cached("bold", own, lost[1]) == node._cached("bold", own, dict(reversed(lost[1].items())))
