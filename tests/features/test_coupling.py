@@ -58,7 +58,7 @@ def test_texts_without_words_have_no_similarity() -> None:
 def test_pairs_as_a_matrix() -> None:
     pairs = [
         PairCheck("last", 1, a, b, 9, value, value / 2, value / 4, False)
-        for a, b, value in (("A", "B", 0.2), ("C", "A", 0.4), ("A", "Anull", 0.8))
+        for a, b, value in (("A", "B", 0.2), ("C", "A", 0.4), ("A", "Empty", 0.8))
     ]
     n = np.nan
     np.testing.assert_array_equal(pair_matrix(pairs, ["A", "B", "C"], "cka"), [[n, 0.1, 0.2], [0.1, n, n], [0.2, n, n]])
