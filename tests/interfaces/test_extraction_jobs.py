@@ -25,7 +25,7 @@ from bids_mllm.simulate.films import write_film
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 PER_CHUNK, BATCH = 8, 4
 #: Seconds that a job may be late: it looks at the others five times a second, and two cores are shared by many.
-SLACK = 1.0
+SLACK = 2.0
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,7 +172,7 @@ def test_two_jobs_divide_the_chunks_and_wait_for_no_more_than_one(film: Path, ti
 
 def test_a_fast_job_takes_what_a_slow_one_has_only_reserved(film: Path, tiny: str, tmp_path: Path) -> None:
     store, slow_log, log = tmp_path / "store", tmp_path / "slow", tmp_path / "log"
-    slow = start(Job(film, (tiny,), store, slow_log, PER_CHUNK, delay=0.4))
+    slow = start(Job(film, (tiny,), store, slow_log, PER_CHUNK, delay=0.6))
     reserved = store / ".claims"
     # The slow one works on the first chunk and has decoded the second.
     wait_until(lambda: any(reserved.glob("*-00000.json")) and any(reserved.glob("*-00001-next.json")))
@@ -180,7 +180,7 @@ def test_a_fast_job_takes_what_a_slow_one_has_only_reserved(film: Path, tiny: st
     assert finish(slow) == 0
     assert given(slow_log)["tiny"] == dict.fromkeys(range(8), 1)
     assert given(log)["tiny"] == dict.fromkeys(range(8, 40), 1)
-    assert max(waited(log).values()) <= 8 * 0.4 + SLACK
+    assert max(waited(log).values()) <= 8 * 0.6 + SLACK
     assert list(reserved.iterdir()) == []
 
 

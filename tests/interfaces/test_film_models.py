@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import torch
 from film_jobs import contents, damage, extract, grid_of, remux, tasks_of
+from safetensors.torch import load, save_file
 from tqdm import tqdm
 
-from bids_mllm.exceptions import BidsMllmError, StimulusError, StoreError
+from bids_mllm.exceptions import BidsMllmError, CheckpointError, StimulusError, StoreError
 from bids_mllm.features.extractor import Cost, Extractor, ReadOut
 from bids_mllm.features.models.tiny import TINY_CHECKPOINTS
 from bids_mllm.interfaces import extraction
@@ -152,7 +154,8 @@ def test_damage_masks_the_windows_that_need_it_and_changes_no_other(
 ) -> None:
     broken, begin, end = damage(film, tmp_path / film.name, kind, 15.6, 15.7)
     stimulus = probe_stimulus(broken, film.name)
-    tasks = tasks_of(broken, list(requests.values()), tmp_path / "store")
+    given: list[dict[str, Any]] = []
+    tasks = tasks_of(broken, list(requests.values()), tmp_path / "store", given.append)
     with caplog.at_level(logging.WARNING, logger="bids_mllm"):
         extract(broken, tasks, tmp_path / "store")
     for task in tasks:
@@ -175,6 +178,16 @@ def test_damage_masks_the_windows_that_need_it_and_changes_no_other(
                 said = task.grids[0][1][condition].texts()
                 before = whole[key].grids[0][1][condition].texts()
                 assert said == tuple("" if window in masked else text for window, text in enumerate(before))
+        # Where a clip stands in its batch, and how many there are, changes last bits: a masked one is stood in for.
+        batches = [event["windows"] for event in given if event["model"] == key]
+        expected = [list(range(first, first + 4)) for first in range(0, N_WINDOWS, 4)]
+        assert len(batches) == len([batch for batch in expected if set(batch) - set(masked)])
+        for batch in batches:
+            [own] = [windows for windows in expected if set(windows) & set(batch)]
+            assert len(batch) == 4
+            assert [w for w, place in zip(batch, own, strict=True) if place not in masked] == [
+                place for place in own if place not in masked
+            ]
         for window, reason in masked.items():
             assert f"Window {window} of {film.name} is left out: {reason}" in caplog.messages
 
@@ -262,6 +275,33 @@ def test_a_film_shorter_than_one_window_has_entries_without_windows(requests: di
 
 def fail(_: object) -> None:
     raise AssertionError("the model was run")
+
+
+# Checkpoints that are not as they should be
+
+
+def test_models_that_cannot_be_loaded_or_overflow_do_not_keep_the_others(
+    film: Path, requests: dict[str, str], whole: dict[str, ModelTask], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut, hot = (Path(shutil.copytree(requests["eye"].partition("=")[2], tmp_path / name)) for name in ("cut", "hot"))
+    weights = hot / "model.safetensors"
+    tensors = load(weights.read_bytes())
+    [norm] = [name for name in tensors if name.endswith("model.norm.weight")]
+    tensors[norm] = torch.full_like(tensors[norm], torch.inf)
+    save_file(tensors, weights, metadata={"format": "pt"})
+    tasks = tasks_of(film, [f"hot={hot}", f"cut={cut}", requests["ear"]], tmp_path / "store")
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    # What cannot be loaded fails before what overflows; the sentence of the other is kept too.
+    with pytest.raises(CheckpointError, match=r"cut/model\.safetensors is truncated or damaged") as caught:
+        extract(film, tasks, tmp_path / "store")
+    assert str(caught.value).count("\n") == 0
+    [said] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert re.match(r"hot gave a non-finite generatedAR feature in layer 4 for film\.mkv at 0\.00 s; run it with", said)
+    assert [task.complete for task in tasks] == [False, False, True]
+    assert list((tmp_path / "store" / ".claims").iterdir()) == []
+    for condition, values in values_of(tasks[2]).items():
+        np.testing.assert_array_equal(values, values_of(whole["ear"])[condition])
 
 
 # Memory
