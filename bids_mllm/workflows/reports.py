@@ -258,7 +258,8 @@ def participant_warnings(
         sidecar = result.sidecar()
         warnings += sidecar["Warnings"]
         warnings += _edge_warning(result, sidecar)
-    return tuple(warnings)
+    # What concerns all models, such as a damaged film, stands in the sidecar of each.
+    return tuple(dict.fromkeys(warnings))
 
 
 def _neighbour_warning(design: ParticipantDesign) -> list[str]:
