@@ -13,11 +13,18 @@ from bids_mllm.exceptions import UsageError
 from bids_mllm.records import Pooling, WindowPosition
 
 GIB = 1024.0
+#: Stands for the label of a participant in the name of the file of ``--cv-file``.
+PARTICIPANT = "{participant}"
 LEVELS = ("participant", "group")
 POOLINGS = ("generated", "last", "instruction", "media")
 NULL_INSTRUCTIONS = ("empty", "scrambled", "unrelated")
 CONFOUNDS = ("simple", "motion", "compcor", "none")
 POSITIONS = ("end", "center", "start")
+CV_SCHEMES = ("auto", "run", "film", "kfold")
+SOLVERS = ("exact", "himalaya")
+CEILINGS = ("auto", "repeats", "participants", "participants-exponential", "none")
+PERMUTATIONS = ("block", "circular")
+FDR = ("bh", "by")
 DEVICES = r"auto|cpu|cuda(:[0-9]+)?"
 
 
@@ -58,8 +65,19 @@ class Settings:
     high_pass: float = 0.0078125
     delays: tuple[int, ...] = (1, 2, 3, 4, 5)
     alphas: tuple[float, float, int] = (1e-1, 1e9, 11)
+    solver: str = "exact"
+    equal_rank: int | None = None
     test_task: tuple[str, ...] = ()
+    cv: str = "auto"
+    cv_file: Path | None = None
     n_folds: int = 5
+    bands: tuple[str, ...] = ()
+    partition: tuple[str, ...] = ()
+    noise_ceiling: str = "auto"
+    n_permutations: int = 5000
+    permutation_method: str = "block"
+    block_length: int = 10
+    fdr: str = "bh"
     atlas: tuple[Path, ...] = ()
     work_dir: Path = Path("work")
     nprocs: int = 1
@@ -136,7 +154,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 
 _PATHS = {
     "bids_dir", "output_dir", "bids_filter_file", "bids_database_dir", "stimuli_dir", "stimulus_map",
-    "instructions_file", "demonstrations", "features_dir", "work_dir", "use_plugin",
+    "instructions_file", "demonstrations", "features_dir", "work_dir", "use_plugin", "cv_file",
 }  # fmt: skip
 
 
@@ -259,6 +277,8 @@ def _path_faults(s: Settings) -> list[str]:
         "--demonstrations": s.demonstrations,
         "--use-plugin": s.use_plugin,
     }
+    if s.cv_file is not None and PARTICIPANT not in s.cv_file.name:
+        files["--cv-file"] = s.cv_file
     faults += [f"{name}: there is no file {path}." for name, path in files.items() if path and not path.is_file()]
     faults += [f"--atlas: there is no file {path}." for path in s.atlas if not path.is_file()]
     folders = {f"--feature-table {name}": path for name, path in s.feature_table.items()}
@@ -278,6 +298,15 @@ def _value_faults(s: Settings) -> list[str]:
             not 0 < s.alphas[0] < s.alphas[1] < math.inf or s.alphas[2] < 2
         ),
         f"--n-folds is {s.n_folds}, but must be 2 or more.": s.n_folds < 2,
+        "--test-task and --cv-file both say what is tested; give one of them.": bool(s.test_task)
+        and s.cv_file is not None,
+        f"--equal-rank is {s.equal_rank}, but must be 1 or more.": s.equal_rank is not None and s.equal_rank < 1,
+        f"--permutations is {s.n_permutations}, but must be 19 or more, since 19 are needed for a p of 0.05.": (
+            s.n_permutations < 19
+        ),
+        f"--block-length is {s.block_length}, but must be 1 TR or more.": s.block_length < 1,
+        f"--bands names {', '.join(s.bands)}, but must name two or more different ones.": bool(s.bands)
+        and (len(s.bands) < 2 or len(set(s.bands)) != len(s.bands)),
         f"--max-new-tokens is {s.max_new_tokens}, but must be 1 or more.": s.max_new_tokens < 1,
         f"--nprocs is {s.nprocs}, but must be 1 or more.": s.nprocs < 1,
         f"--omp-nthreads is {s.omp_nthreads}, but must be 1 or more.": s.omp_nthreads < 1,
@@ -297,10 +326,20 @@ def _value_faults(s: Settings) -> list[str]:
         "--poolings": (s.poolings, POOLINGS),
         "--null-instructions": (s.null_instructions, NULL_INSTRUCTIONS),
         "--confounds": ((s.confounds,), CONFOUNDS),
+        "--cv": ((s.cv,), CV_SCHEMES),
+        "--solver": ((s.solver,), SOLVERS),
+        "--noise-ceiling": ((s.noise_ceiling,), CEILINGS),
+        "--permutation-method": ((s.permutation_method,), PERMUTATIONS),
+        "--fdr": ((s.fdr,), FDR),
     }
     for name, (given, allowed) in choices.items():
         unknown = ", ".join(value for value in given if value not in allowed)
         checks[f"{name} is {unknown}, but must be of {', '.join(allowed)}."] = bool(unknown)
+    fitted = {*(m.partition("=")[0] for m in s.models), *s.feature_table}
+    for option, names in (("--bands", s.bands), ("--partition", s.partition)):
+        absent = [name for name in names if name not in fitted]
+        sentence = f"{option} names {', '.join(absent)}, which --models and --feature-table do not ask for."
+        checks[sentence] = bool(absent)
     volumetric = [space for space in s.space if space in ("fsLR", "fsaverage", "fsaverage5", "fsaverage6", "fsnative")]
     if volumetric:
         checks[

@@ -330,6 +330,8 @@ class ModelScores:
     r, r2, cv_r2, alpha : (n_conditions, n_layers, n_voxels) float32
         Held-out Pearson r and R2 and training-internal R2 (each the mean over outer folds), and the
         chosen alpha (geometric mean over outer folds).
+    r_concatenated : (n_conditions, n_layers, n_voxels) float32
+        Held-out Pearson r of the rows of all outer folds together, each run z-scored by itself.
     alpha_edge : (n_conditions, n_layers, n_voxels) bool
         True where any fold chose the first or the last alpha of the grid.
     best_r, best_r2 : (n_voxels,) float32
@@ -339,6 +341,9 @@ class ModelScores:
     condition_best_r : (n_conditions, n_voxels) float32
         As `best_r` with the layer chosen and the condition given.
     condition_best_layer : (n_conditions, n_voxels) int16
+    fold_cv_r2 : (n_folds, n_conditions, n_layers) float32
+        Mean over voxels of the positive part of the training-internal R2 of each outer fold, by which a feature space
+        is chosen for a whole brain without its held-out rows.
     fold_names
         What each outer fold holds out.
     warnings
@@ -349,6 +354,7 @@ class ModelScores:
     conditions: tuple[Condition, ...]
     layers: tuple[int, ...]
     r: FloatArray
+    r_concatenated: FloatArray
     r2: FloatArray
     cv_r2: FloatArray
     alpha: FloatArray
@@ -359,6 +365,7 @@ class ModelScores:
     best_layer: IntArray
     condition_best_r: FloatArray
     condition_best_layer: IntArray
+    fold_cv_r2: FloatArray
     fold_names: tuple[str, ...]
     warnings: tuple[str, ...] = ()
 
@@ -366,7 +373,8 @@ class ModelScores:
 @dataclass(frozen=True)
 class Atlas:
     """A label image on the grid of the maps: `labels` (n_voxels,) int for the voxels of the mask, the
-    number of voxels each label has in the whole image, and the names.
+    number of voxels each label has in the whole image, the names, and the rank of each region in the cortical
+    hierarchy, NaN where none is known.
     """
 
     name: str
@@ -374,6 +382,7 @@ class Atlas:
     indices: tuple[int, ...]
     names: tuple[str, ...]
     total_voxels: tuple[int, ...]
+    hierarchy: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,15 @@ from bids_mllm import __version__
 from bids_mllm.cli.model_options import add_features_options
 from bids_mllm.cli.spelling import Parser
 from bids_mllm.config import (
+    CEILINGS,
     CONFOUNDS,
+    CV_SCHEMES,
     DEVICES,
+    FDR,
     LEVELS,
+    PERMUTATIONS,
     POSITIONS,
+    SOLVERS,
     Settings,
     available_cpus,
     available_memory_mb,
@@ -48,6 +53,8 @@ def build_parser() -> argparse.ArgumentParser:
         add_align_options,
         add_features_options,
         add_fit_options,
+        add_validation_options,
+        add_statistics_options,
         add_workflow_options,
         add_output_options,
     ):
@@ -141,17 +148,99 @@ def add_fit_options(parser: Parser) -> None:
     )
     add(
         group,
+        "--solver",
+        choices=SOLVERS,
+        help="exact: block identities and Cholesky factors (default); himalaya: its KernelRidgeCV",
+    )
+    add(
+        group,
+        "--equal-rank",
+        type=int,
+        metavar="N",
+        help="score every model also on its first N principal components, fitted in training",
+    )
+    add(
+        group,
+        "--bands",
+        nargs="+",
+        metavar="NAME",
+        help="models or feature tables to fit jointly by banded ridge, each at its best condition and layer",
+    )
+    add(
+        group,
+        "--partition",
+        nargs="+",
+        metavar="MODEL",
+        help="models of which every pair of instructions is parted into unique and shared variance",
+    )
+
+
+def add_validation_options(parser: Parser) -> None:
+    """What is held out."""
+    group = parser.add_argument_group("cross-validation")
+    add = parser.add_option
+    add(
+        group,
         "--test-task",
         nargs="+",
         metavar="PATTERN",
-        help="tasks to test on, such as 'life*', the others train (default: leave one film out in turn)",
+        help="tasks to test on, such as 'life*', the others train (default: leave one stimulus out in turn)",
+    )
+    add(
+        group,
+        "--cv",
+        choices=CV_SCHEMES,
+        help="what is held out in turn: auto and run, the runs of one stimulus; film, those of one film; kfold, "
+        "--n-folds sets of runs; runs of one stimulus stay together (default auto)",
+    )
+    add(
+        group,
+        "--cv-file",
+        type=Path,
+        metavar="FILE",
+        help="JSON of a split, as every participant's *_split.json; {participant} in its name stands for the label",
     )
     add(
         group,
         "--n-folds",
         type=int,
         metavar="N",
-        help="contiguous parts where there is one run or film only (default 5)",
+        help="sets of --cv kfold, and contiguous parts where there is one run or film only (default 5)",
+    )
+
+
+def add_statistics_options(parser: Parser) -> None:
+    """Ceilings, tests and regions."""
+    group = parser.add_argument_group("statistics")
+    add = parser.add_option
+    add(
+        group,
+        "--noise-ceiling",
+        choices=CEILINGS,
+        help="repeats: from the viewings of held-out films; participants: by predicting a participant from the others "
+        "of this call; participants-exponential: the same with the curve of arXiv 2506.08277; auto: repeats where "
+        "there are any (default)",
+    )
+    add(
+        group,
+        "--permutations",
+        type=int,
+        metavar="N",
+        dest="n_permutations",
+        help="permutations and sign flips (default 5000)",
+    )
+    add(
+        group,
+        "--permutation-method",
+        choices=PERMUTATIONS,
+        help="block: blocks of held-out volumes are permuted within runs (default); circular: runs are shifted",
+    )
+    add(group, "--block-length", type=int, metavar="TR", help="volumes of a block (default 10)")
+    add(
+        group,
+        "--fdr",
+        choices=FDR,
+        help="false discovery rate after Benjamini and Hochberg (bh, default) or Benjamini and Yekutieli (by)",
     )
     add(
         group,
@@ -159,7 +248,8 @@ def add_fit_options(parser: Parser) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="label images in the space of the maps, each with a TSV (index, name) beside it, for ROI tables",
+        help="label images in the space of the maps, each with a TSV (index, name[, hierarchy]) beside it, for ROI "
+        "tables",
     )
 
 

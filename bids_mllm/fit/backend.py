@@ -10,6 +10,24 @@ from bids_mllm.validation import check_in_allowed
 BACKENDS = {"cpu": "torch", "cuda": "torch_cuda"}
 
 
+def check_device(device: str) -> str:
+    """Return the kind of a device, ``cpu`` or ``cuda``, when it is there."""
+    import torch
+
+    kind, _, number = device.partition(":")
+    check_in_allowed(kind, BACKENDS, "device")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "The device is cuda, but PyTorch finds no CUDA device here; choose the device cpu or run where "
+            "an NVIDIA GPU and its driver are present."
+        )
+    if number and int(number) >= torch.cuda.device_count():
+        raise UsageError(
+            f"The device is {device}, but PyTorch finds {torch.cuda.device_count()} CUDA devices, numbered from 0."
+        )
+    return kind
+
+
 @contextmanager
 def himalaya_backend(device: str) -> Iterator[Any]:
     """Set himalaya's backend for a device and restore the former one, also after an exception.
@@ -17,22 +35,16 @@ def himalaya_backend(device: str) -> Iterator[Any]:
     Parameters
     ----------
     device
-        ``"cpu"`` or ``"cuda"``.
+        ``cpu``, ``cuda`` or ``cuda:N``.
 
     Yields
     ------
     backend
         himalaya's backend module.
     """
-    import torch
     from himalaya.backend import get_backend, set_backend
 
-    name = BACKENDS[check_in_allowed(device, BACKENDS, "device")]
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "The device is cuda, but PyTorch finds no CUDA device here; choose the device cpu or run where "
-            "an NVIDIA GPU and its driver are present."
-        )
+    name = BACKENDS[check_device(device)]
     former = get_backend().name
     try:
         yield set_backend(name)

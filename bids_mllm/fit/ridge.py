@@ -1,25 +1,29 @@
 """Ridge regression of many targets on one feature space, with the penalty chosen per target.
 
-Features and targets are z-scored per run before they come here, so no intercept is fitted: the mean of
-a set of whole runs is zero. Everything is computed in float64, since the first rows of a Gram matrix of
-delayed features make it singular.
+Features and targets are z-scored per run before they come here, so no intercept is fitted: the mean of a set of whole
+runs is zero.
 """
 
-import warnings
-from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bids_mllm.fit.backend import himalaya_backend
+from bids_mllm.fit.backend import check_device
+from bids_mllm.fit.design import Design, feature_design
+from bids_mllm.fit.fold_task import part
+from bids_mllm.fit.himalaya_ridge import solve_with_himalaya
+from bids_mllm.fit.kernel_solver import kernel_task
+from bids_mllm.fit.precision import Precision
+from bids_mllm.fit.primal_solver import PrimalTask
+from bids_mllm.fit.targets import Targets, prepare_targets
 from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, RidgeFit
-from bids_mllm.validation import check_finite, check_same_samples
+from bids_mllm.validation import check_in_allowed, check_same_samples
 
-BYTES = 8
-# Arrays of the size of the predictions that scoring holds at once: predictions, difference, square.
-SCORING_COPIES = 3
-# Targets checked at once, so that no copy of all targets is made.
-CHECKED_TARGETS = 4096
+if TYPE_CHECKING:
+    import torch
+
+Solver = Literal["exact", "himalaya"]
+SOLVERS = ("exact", "himalaya")
 
 
 def alpha_grid(low: float = 1e-1, high: float = 1e9, n: int = 11) -> FloatArray:
@@ -41,52 +45,43 @@ def alpha_at_edge(best_alphas: FloatArray, alphas: FloatArray) -> BoolArray:
     return at_edge
 
 
-def linear_gram(X: FloatArray, *, device: str = "cpu") -> NDArray[np.float64]:
-    """Gram matrix ``X X'`` in float64, shape (n_rows, n_rows); all folds share it.
-
-    Parameters
-    ----------
-    X : (n_rows, n_features) float
-        Delayed features, z-scored per run.
-    device
-        ``"cpu"`` or ``"cuda"``: where the product is computed.
-    """
-    import torch
-
-    check_finite("X", X)
-    rows = torch.as_tensor(np.ascontiguousarray(X, dtype=np.float64), device=device)
-    gram: NDArray[np.float64] = (rows @ rows.T).cpu().numpy()
-    return gram
-
-
 def fit_ridge(
-    gram: FloatArray,
-    Y: FloatArray,
+    design: Design | FloatArray,
+    Y: Targets | FloatArray,
     fold: Fold,
     *,
     alphas: FloatArray,
     device: str = "cpu",
+    solver: Solver = "exact",
+    precision: Precision = "auto",
     max_block_bytes: int = 2**31,
 ) -> RidgeFit:
     """Fit the training rows of a fold, choose alpha for each target inside them, predict the test rows.
 
     The weights minimise ``||y - X w||^2 + alpha ||w||^2``. For each target, the alpha with the highest
-    mean over inner splits of the validation R2 is taken; `cv_r2` is that mean. R2 is
+    mean over inner splits of the validation R2 is taken, the lower of equal ones; `cv_r2` is that mean. R2 is
     ``1 - sum((y - p)^2) / sum((y - mean(y))^2)`` over the validation rows of a split.
 
     Parameters
     ----------
-    gram : (n_rows, n_rows) float
-        From :func:`linear_gram` over all stacked rows.
-    Y : (n_rows, n_targets) float
-        Targets, z-scored per run.
+    design : Design or (n_rows, n_features) float
+        From :func:`delayed_design`, :func:`feature_design` or :func:`kernel_design`, or plain features.
+    Y : Targets or (n_rows, n_targets) float
+        Targets, z-scored per run; from :func:`prepare_targets` where many feature spaces share them.
     fold
         Train and test rows, and the inner splits.
     alphas : (n_alphas,) float
+        Rising penalties.
     device
-        ``"cpu"`` or ``"cuda"``.
+        ``cpu``, ``cuda`` or ``cuda:N``; that of `design` and `Y` where these are prepared.
+    solver
+        ``exact``: block identities and Cholesky factors, or columns where these are few. ``himalaya``: its
+        KernelRidgeCV.
+    precision
+        ``auto``: float32 for products with Y, float64 for factors of ill-conditioned systems; ``float32`` or
+        ``float64``: all of it.
     max_block_bytes
-        Bound of the working arrays of one block of targets; smaller blocks repeat the factorisations.
+        Bound of the working arrays of one block of targets.
 
     Returns
     -------
@@ -94,81 +89,79 @@ def fit_ridge(
         NaN in targets that are not finite or do not vary in the training rows. A feature space without
         variance in the training rows predicts 0 and has NaN for `best_alphas` and `cv_r2`.
     """
-    check_same_samples("gram", len(gram), "Y", len(Y))
-    n_targets = Y.shape[1]
-    usable = _usable_targets(Y, fold)
-    predictions = np.full((len(fold.test), n_targets), np.nan)
-    best_alphas, cv_r2 = np.full((2, n_targets), np.nan)
-    train_gram = np.ascontiguousarray(gram[np.ix_(fold.train, fold.train)], dtype=np.float64)
-    if not np.any(np.diagonal(train_gram) > 0):
-        predictions[:, usable] = 0.0
-        return RidgeFit(predictions, best_alphas, cv_r2)
-    test_gram = np.ascontiguousarray(gram[np.ix_(fold.test, fold.train)], dtype=np.float64)
-    for block in _target_blocks(usable, fold, max_block_bytes):
-        targets = np.ascontiguousarray(Y[np.ix_(fold.train, block)], dtype=np.float64)
-        fitted = _fit_block(
-            train_gram, test_gram, targets, fold, alphas=alphas, device=device, max_bytes=max_block_bytes
-        )
-        predictions[:, block], best_alphas[block], cv_r2[block] = fitted
-    return RidgeFit(predictions, best_alphas, cv_r2)
+    check_in_allowed(solver, SOLVERS, "solver")
+    check_device(device)
+    design = design if isinstance(design, Design) else feature_design(design, device=device)
+    if not isinstance(Y, Targets):
+        wide = precision == "float64" or solver == "himalaya"
+        Y = prepare_targets(Y, (fold,), device=device, dtype="float64" if wide else "float32")
+    check_same_samples("The design", design.n_rows, "Y", Y.n_rows)
+    grid = np.asarray(alphas, dtype=np.float64)
+    if not _varies(design, fold):
+        return _constant_fit(Y, fold)
+    if solver == "himalaya":
+        gram = design.values if design.form == "kernel" else design.values @ design.values.T
+        results = solve_with_himalaya(gram, Y, fold, alphas=grid.tolist(), max_block_bytes=max_block_bytes)
+        return _expanded(Y, *results)
+    task = kernel_task(Y, fold) if design.form == "kernel" else PrimalTask
+    work = task(design.values, Y, fold, alphas=grid.tolist(), precision=precision, max_block_bytes=max_block_bytes)
+    predictions, chosen, score = work.solve()
+    return _expanded(Y, predictions.cpu().numpy(), grid[chosen.cpu().numpy()], score.cpu().numpy())
 
 
-def _usable_targets(Y: FloatArray, fold: Fold) -> IntArray:
-    """Targets that are finite in train and test rows and vary in the training rows."""
-    usable: BoolArray = np.zeros(Y.shape[1], dtype=bool)
-    for start in range(0, Y.shape[1], CHECKED_TARGETS):
-        columns = slice(start, start + CHECKED_TARGETS)
-        train, test = Y[fold.train, columns], Y[fold.test, columns]
-        finite = np.isfinite(train).all(axis=0) & np.isfinite(test).all(axis=0)
-        usable[columns] = finite & (np.ptp(train, axis=0) > 0)
-    return np.flatnonzero(usable)
+def _varies(design: Design, fold: Fold) -> bool:
+    """Whether the features differ from zero in the training rows."""
+    if design.form == "kernel":
+        return bool((design.values.diagonal()[_index(fold.train, design)] > 0).any())
+    return bool(design.values[_index(fold.train, design)].any())
 
 
-def _target_blocks(usable: IntArray, fold: Fold, max_bytes: int) -> Sequence[IntArray]:
-    """Blocks of targets whose training values, dual weights (twice) and predictions fit `max_bytes`."""
-    per_target = BYTES * (3 * len(fold.train) + len(fold.test))
-    size = max(1, max_bytes // per_target)
-    return [usable[start : start + size] for start in range(0, len(usable), size)]
+def _index(rows: IntArray, design: Design) -> "torch.Tensor":
+    import torch
+
+    return torch.as_tensor(rows, device=design.values.device)
 
 
-def _fit_block(
-    train_gram: FloatArray,
-    test_gram: FloatArray,
-    targets: FloatArray,
-    fold: Fold,
-    *,
-    alphas: FloatArray,
-    device: str,
-    max_bytes: int,
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    from himalaya.kernel_ridge import KernelRidgeCV
-    from himalaya.scoring import r2_score
-
-    with himalaya_backend(device) as backend, warnings.catch_warnings():
-        # float64 is meant: see the module's docstring.
-        warnings.filterwarnings("ignore", message="GPU backend", category=UserWarning)
-        model = KernelRidgeCV(
-            alphas=np.asarray(alphas, dtype=np.float64),
-            kernel="precomputed",
-            cv=list(fold.inner),
-            solver_params={
-                "score_func": r2_score,
-                "local_alpha": True,
-                "n_alphas_batch": 1,
-                "n_targets_batch": _scoring_batch(fold, max_bytes),
-                "n_targets_batch_refit": _scoring_batch(fold, max_bytes),
-            },
-            Y_in_cpu=False,
-        )
-        model.fit(train_gram, targets)
-        results = (model.predict(test_gram), model.best_alphas_, model.cv_scores_)
-        predictions, chosen, cv_r2 = (backend.to_numpy(value) for value in results)
-    # himalaya hands alpha back through a logarithm, so it is matched with the grid again.
-    nearest = np.abs(np.log(chosen)[:, None] - np.log(alphas)).argmin(axis=1)
-    return predictions, np.asarray(alphas)[nearest], cv_r2
+def _constant_fit(targets: Targets, fold: Fold) -> RidgeFit:
+    nothing = np.full(len(targets.usable), np.nan)
+    return _expanded(targets, np.zeros((len(targets.usable), len(fold.test)), dtype=np.float32), nothing, nothing)
 
 
-def _scoring_batch(fold: Fold, max_bytes: int) -> int:
-    """Targets of which the validation predictions of one alpha fit `max_bytes`."""
-    longest = max(len(held) for _, held in fold.inner)
-    return max(1, max_bytes // (BYTES * SCORING_COPIES * longest))
+def _expanded(targets: Targets, predictions: FloatArray, best_alphas: FloatArray, score: FloatArray) -> RidgeFit:
+    """Place the usable targets among all, NaN elsewhere; predictions come as (n_usable, n_test)."""
+    n_targets = targets.n_targets
+    if len(targets.usable) == n_targets:
+        return RidgeFit(predictions.T, best_alphas, score)
+    full = np.full((n_targets, predictions.shape[1]), np.nan, dtype=predictions.dtype)
+    full[targets.usable] = predictions
+    alphas, scores = np.full((2, n_targets), np.nan)
+    alphas[targets.usable], scores[targets.usable] = best_alphas, score
+    return RidgeFit(full.T, alphas, scores)
+
+
+def dual_weights(
+    gram: "torch.Tensor", targets: Targets, fold: Fold, *, which: IntArray, best_alphas: FloatArray
+) -> "torch.Tensor":
+    """Dual weights ``(K + alpha I)^-1 y`` of the training rows with a penalty for each target.
+
+    Parameters
+    ----------
+    gram : torch.Tensor, (n_rows, n_rows) float64
+    targets
+    fold
+    which : (n_chosen,) int
+        Numbers among the usable targets.
+    best_alphas : (n_chosen,) float
+        Their penalties.
+
+    Returns
+    -------
+    weights : torch.Tensor, (n_chosen, n_train) float64
+    """
+    import torch
+
+    values, vectors = torch.linalg.eigh(part(gram, fold.train, fold.train))
+    rotated = targets.picked(which, fold.train, torch.float64) @ vectors
+    penalties = torch.as_tensor(np.asarray(best_alphas, dtype=np.float64), device=gram.device)
+    weights: torch.Tensor = (rotated / (values.clamp_(min=0.0) + penalties[:, None])) @ vectors.T
+    return weights

@@ -1,59 +1,61 @@
-"""Comparisons of models within each participant, and regions over participants.
+"""Tests of models over participants, and regions over participants.
 
-Everything here describes; nothing is a test. Voxels are not independent samples, and with a handful of
-participants no rank test over participants can reach the usual levels.
+The unit of every test here is the participant: voxels are not independent samples. With a handful of participants no
+test can reach the usual levels, so the smallest p that it could reach stands beside each.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from bids_mllm.group.inference import sign_flip_over_participants, wilcoxon_over_participants
 from bids_mllm.group.maps import mean_maps
-from bids_mllm.records import FloatArray
 
 ROI_KEYS = ("model", "condition", "pooling", "instruction", "layer", "roi_index", "roi")
-ROI_SCORES = ("r", "r2", "cv_r2")
+ROI_SCORES = ("r", "r2", "cv_r2", "r_normalized")
 
 
-def compare_models(best_r: Mapping[str, FloatArray], *, participants: Sequence[str]) -> list[dict[str, Any]]:
-    """Compare every pair of models within every participant, over the voxels that both have.
-
-    The values are descriptive: no p-value belongs to them.
+def group_tests(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Test over participants whether one model predicts a region better than another.
 
     Parameters
     ----------
-    best_r
-        Model to array (n_participants, n_voxels) of held-out correlations, NaN where undefined.
-    participants
-        Labels of the rows.
+    rows
+        Rows of all participants with the keys participant, model_a, model_b, roi and mean_difference (None or NaN
+        where undefined).
 
     Returns
     -------
-    rows : list of dict
-        Keys participant, model_a, model_b, mean_difference (mean of a minus b), share_a_higher (share of
-        the voxels in which a exceeds b) and n_voxels; the first two values are NaN without voxels.
+    tests : list of dict
+        One a pair and region in the order of first appearance, with mean_difference (mean over participants),
+        n_participants, p_wilcoxon and p_sign_flip (two-sided, exact), smallest_p (what that many participants can
+        reach at best) and unit.
     """
-    for model, values in best_r.items():
-        if len(values) != len(participants):
-            raise ValueError(f"{model} has {len(values)} participants, but {len(participants)} are named.")
-    rows = []
-    for model_a, model_b in combinations(best_r, 2):
-        for index, participant in enumerate(participants):
-            difference = np.asarray(best_r[model_a][index] - best_r[model_b][index], dtype=np.float64)
-            difference = difference[np.isfinite(difference)]
-            rows.append(
-                {
-                    "participant": participant,
-                    "model_a": model_a,
-                    "model_b": model_b,
-                    "mean_difference": float(difference.mean()) if difference.size else float("nan"),
-                    "share_a_higher": float((difference > 0).mean()) if difference.size else float("nan"),
-                    "n_voxels": int(difference.size),
-                }
-            )
-    return rows
+    collected: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        key = (row["model_a"], row["model_b"], row["roi"])
+        collected.setdefault(key, {})[row["participant"]] = _number(row["mean_difference"])
+    tests = []
+    for (model_a, model_b, roi), by_participant in collected.items():
+        difference = np.array(list(by_participant.values()))[:, None]
+        nothing = np.zeros_like(difference)
+        wilcoxon = wilcoxon_over_participants(difference, nothing)
+        flipped = sign_flip_over_participants(difference, nothing)
+        tests.append(
+            {
+                "model_a": model_a,
+                "model_b": model_b,
+                "roi": roi,
+                "mean_difference": float(flipped.difference[0]),
+                "n_participants": int(flipped.n_participants[0]),
+                "p_wilcoxon": float(wilcoxon.p[0]),
+                "p_sign_flip": float(flipped.p[0]),
+                "smallest_p": float(flipped.smallest_p[0]),
+                "unit": flipped.unit,
+            }
+        )
+    return tests
 
 
 def roi_summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

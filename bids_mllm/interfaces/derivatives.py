@@ -1,31 +1,50 @@
 """Node that writes one participant's maps and tables into the output data set."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
+from bids_mllm.interfaces.participant_maps import Map, ModelResults, bands_maps, model_maps, pairs_maps
+from bids_mllm.interfaces.participant_tables import (
+    Comparison,
+    ComparisonOptions,
+    compare_pairs,
+    comparison_rows,
+    hierarchy_rows,
+    layer_rows,
+    partition_rows,
+    rate_of,
+    score_rows,
+)
 from bids_mllm.io.atlas import load_atlas
 from bids_mllm.io.derivatives import MapName, outputs, read_map, sidecar_path, write_map, write_mask, write_table
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json, written_record
-from bids_mllm.io.scores import load_scores
-from bids_mllm.records import BoolArray, FloatArray, ModelScores
-from bids_mllm.score.roi import roi_table
-from bids_mllm.score.selection import at_choice
+from bids_mllm.io.scores import load_bands, load_ceiling, load_held_out, load_pairs, load_scores
+from bids_mllm.outcomes import CeilingMap
+from bids_mllm.records import Atlas, BoolArray, FloatArray
+from bids_mllm.score.multiplicity import count_comparisons
+
+BANDS = "bands"
 
 
 class _MapsInputSpec(BaseInterfaceInputSpec):
     design = File(exists=True, mandatory=True)
     bold = File(exists=True, mandatory=True, desc="JSON that PrepareBold wrote")
     scores = File(exists=True, mandatory=True, desc="JSON that FitScores wrote")
+    ceiling = File(exists=True, desc="npz that EstimateCeiling wrote")
+    joint = File(exists=True, desc="JSON that FitJointly wrote")
     facts = traits.Str(mandatory=True, desc="JSON: what every sidecar of this participant says")
     atlases = traits.List(traits.Str(), desc="label images")
     atlas_digests = traits.List(traits.Str(), desc="of images and tables, so that changed ones count")
+    fdr = traits.Enum("bh", "by", usedefault=True)
+    n_permutations = traits.Int(5000, usedefault=True, desc="sign flips between models")
+    seed = traits.Int(0, usedefault=True)
     output_dir = traits.Str(mandatory=True)
     app_version = traits.Str(mandatory=True)
 
@@ -44,28 +63,63 @@ class WriteMaps(SimpleInterface):
         design = read_design(Path(self.inputs.design))
         bold = read_json(Path(self.inputs.bold))
         facts = json.loads(self.inputs.facts)
-        mask, affine = read_map(Path(bold["mask"]))
-        usable, _ = read_map(Path(bold["usable"]))
-        target = _Target(
-            name=MapName(design.participant, facts["task"], design.space, facts["resolution"]),
-            output_dir=Path(self.inputs.output_dir),
-            mask=mask > 0,
-            usable=(usable > 0)[mask > 0],
-            affine=affine,
-            facts=facts["sidecar"] | {"ConfoundRegressors": bold["confounds"]},
-        )
-        written = [target.write_encoding_mask(bold)]
+        ceiling = load_ceiling(Path(self.inputs.ceiling)) if isdefined(self.inputs.ceiling) else None
+        target = _target(design, bold, facts, ceiling, Path(self.inputs.output_dir))
         fitted = read_json(Path(self.inputs.scores))
-        for key, path in fitted["models"].items():
-            scores = load_scores(Path(path))
-            model = facts["models"][key] | {"Width": fitted["widths"][key]}
-            target.forget(scores.model)
-            written += target.write_tables(scores, model, [Path(p) for p in self.inputs.atlases])
-            written += target.write_model(scores, model)
+        options = ComparisonOptions(self.inputs.fdr, self.inputs.n_permutations, self.inputs.seed)
+        results = load_results(fitted["models"], ceiling, options)
+        atlases = target.atlases([Path(path) for path in self.inputs.atlases])
+        for model in results:
+            target.forget(model)
+        written = [target.write_encoding_mask(bold), *target.write_split(fitted["folds"])]
+        written += target.write_ceiling()
+        written += target.write_comparisons(compare_pairs(results, atlases, options), atlases, options)
+        if isdefined(self.inputs.joint):
+            written += target.write_joint(read_json(Path(self.inputs.joint)), facts["models"], atlases)
+        for key, result in results.items():
+            model = facts["models"][key] | {"Width": fitted["models"][key]["width"]}
+            written += target.write_tables(result, model, atlases, self.inputs.seed)
+            written += target.write_maps(key, model_maps(result), target.model_sidecar(result, results, model))
         out = Path(runtime.cwd) / "written.json"
-        write_json(out, written_record([*written, *map(sidecar_path, written)]))
+        write_json(out, written_record([*written, *(sidecar_path(path) for path in written if path.suffix != ".json")]))
         self._results["written"] = str(out)
         return runtime
+
+
+def load_results(
+    index: Mapping[str, Mapping[str, Any]], ceiling: CeilingMap | None, options: ComparisonOptions
+) -> dict[str, ModelResults]:
+    """Read what was found of every model; the false discovery rate is over all of them."""
+    held_out = {key: load_held_out(Path(entry["held_out"])) for key, entry in index.items()}
+    rates = rate_of({key: one.p for key, one in held_out.items()}, options.fdr)
+    return {
+        key: ModelResults(
+            scores=load_scores(Path(entry["scores"])),
+            held_out=held_out[key],
+            q=rates[key],
+            ceiling=ceiling,
+            equal_rank=load_scores(Path(entry["equal_rank"])) if "equal_rank" in entry else None,
+            n_layers=int(entry["n_layers"]),
+        )
+        for key, entry in index.items()
+    }
+
+
+def _target(
+    design: Any, bold: Mapping[str, Any], facts: Mapping[str, Any], ceiling: CeilingMap | None, output_dir: Path
+) -> "_Target":
+    mask, affine = read_map(Path(bold["mask"]))
+    usable, _ = read_map(Path(bold["usable"]))
+    known = {"ConfoundRegressors": bold["confounds"], "NoiseCeiling": None if ceiling is None else dict(ceiling.facts)}
+    return _Target(
+        name=MapName(design.participant, facts["task"], design.space, facts["resolution"]),
+        output_dir=output_dir,
+        mask=mask > 0,
+        usable=(usable > 0)[mask > 0],
+        affine=affine,
+        facts=facts["sidecar"] | known,
+        ceiling=ceiling,
+    )
 
 
 @dataclass(frozen=True)
@@ -78,11 +132,26 @@ class _Target:
     usable: BoolArray
     affine: Any
     facts: Mapping[str, Any]
+    ceiling: CeilingMap | None
+
+    @property
+    def participant(self) -> str:
+        """Label of the participant."""
+        return str(self.name.participant)
+
+    @property
+    def volume(self) -> BoolArray:
+        """Usable voxels as a volume."""
+        volume = self.mask.copy()
+        volume[self.mask] = self.usable
+        return volume
+
+    def atlases(self, images: Sequence[Path]) -> list[Atlas]:
+        """Load the label images on the usable voxels."""
+        return [load_atlas(image, self.volume, self.affine) for image in images]
 
     def write_encoding_mask(self, bold: Mapping[str, Any]) -> Path:
         """Write the mask of the voxels that have scores."""
-        volume = self.mask.copy()
-        volume[self.mask] = self.usable
         path = self.name.path(self.output_dir, suffix="mask", desc="encoding")
         sidecar = {
             "Description": outputs()["descriptions"]["encoding"],
@@ -93,8 +162,21 @@ class _Target:
         }
         if self.name.resolution:
             sidecar["Resolution"] = f"res-{self.name.resolution} of the input"
-        write_mask(path, volume, self.affine, sidecar)
+        write_mask(path, self.volume, self.affine, sidecar)
         return path
+
+    def write_split(self, folds: Sequence[Mapping[str, Any]]) -> list[Path]:
+        """Write the split by runs and volumes, which ``--cv-file`` reads."""
+        path = self.name.path(self.output_dir, suffix="split", extension=".json", desc="cv")
+        write_json(path, {"Description": outputs()["descriptions"]["cv"], "Folds": list(folds)})
+        return [path]
+
+    def write_ceiling(self) -> list[Path]:
+        """Write the noise ceiling where there is one."""
+        if self.ceiling is None:
+            return []
+        values: Iterable[Map] = [("noiseceiling", None, self.ceiling.ceiling, {})]
+        return self.write_maps(None, values, dict(self.facts))
 
     def forget(self, model: str) -> None:
         """Remove the map by which a model counts as finished; it is written again last."""
@@ -102,69 +184,109 @@ class _Target:
         path.unlink(missing_ok=True)
         sidecar_path(path).unlink(missing_ok=True)
 
-    def write_model(self, scores: ModelScores, model: Mapping[str, Any]) -> list[Path]:
-        """Write every map of one model."""
+    def model_sidecar(
+        self, result: ModelResults, results: Mapping[str, ModelResults], model: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What the sidecars of all maps of one model say."""
+        spaces = sum(len(one.scores.conditions) * len(one.scores.layers) for one in results.values())
+        comparisons = {
+            "Models": len(results),
+            "Tests": sum(count_comparisons(one.held_out.p) for one in results.values()),
+            "FeatureSpaces": spaces,
+            "Selection": "conditions and layers are chosen inside training and not tested one by one",
+        }
+        shown = {"Model": dict(model), **self.facts, "Comparisons": comparisons}
+        return shown | {"Folds": list(result.scores.fold_names), "Warnings": list(result.scores.warnings)}
+
+    def write_maps(self, model: str | None, maps: Iterable[Map], shared: Mapping[str, Any]) -> list[Path]:
+        """Write maps of one model, or of none."""
         written = []
-        for stat, desc, values, extra in _maps(scores):
-            path = self.name.path(self.output_dir, model=scores.model, stat=stat, desc=desc)
-            sidecar = outputs()["maps"][stat] | extra | {"Model": dict(model)} | dict(self.facts)
-            sidecar |= {"Folds": list(scores.fold_names), "Warnings": list(scores.warnings)}
-            write_map(path, self._expand(values), self.mask, self.affine, sidecar)
+        for stat, desc, values, extra in maps:
+            path = self.name.path(self.output_dir, model=model, stat=stat, desc=desc)
+            write_map(
+                path, self._expand(values), self.mask, self.affine, outputs()["maps"][stat] | extra | dict(shared)
+            )
             written.append(path)
         return written
 
-    def write_tables(self, scores: ModelScores, model: Mapping[str, Any], atlases: Sequence[Path]) -> list[Path]:
-        """Write one ROI table an atlas."""
-        declared = outputs()["tables"]["scores"]
+    def write_comparisons(
+        self, comparisons: Sequence[Comparison], atlases: Sequence[Atlas], options: ComparisonOptions
+    ) -> list[Path]:
+        """Write the maps and the table of model against model."""
         written = []
-        volume = self.mask.copy()
-        volume[self.mask] = self.usable
-        for image in atlases:
-            atlas = load_atlas(image, volume, self.affine)
-            rows = [{"participant": self.name.participant, **row} for row in roi_table(scores, atlas)]
-            path = self.name.path(
-                self.output_dir, extension=".tsv", model=scores.model, stat="scores", atlas=atlas.name
-            )
-            sidecar = {"Description": declared["Description"], "Model": dict(model), "Atlas": image.name}
-            write_table(path, rows, declared["Columns"], sidecar | dict(self.facts))
-            written.append(path)
+        for one in comparisons:
+            extra = {
+                "Other": one.model_b,
+                "Test": {
+                    "Method": "sign flips of parts of the correlation",
+                    "Blocks": one.test.n_blocks,
+                    "Permutations": one.test.n_permutations,
+                    "SmallestP": one.test.smallest_p,
+                    "Unit": "part of a run within the participant",
+                },
+            }
+            desc = f"vs{one.model_b}"
+            maps: list[Map] = [
+                ("rdifference", desc, one.test.difference, extra),
+                ("pdifference", desc, one.test.p, extra),
+                ("qdifference", desc, one.q, extra),
+            ]
+            written += self.write_maps(one.model_a, maps, self.facts)
+        rows = comparison_rows(self.participant, comparisons, atlases, options)
+        return written + self._write_rows("modelcomparison", rows, {})
+
+    def write_joint(self, joint: Mapping[str, Any], models: Mapping[str, Any], atlases: Sequence[Atlas]) -> list[Path]:
+        """Write what joint fits gave."""
+        written = []
+        if joint["bands"]:
+            bands = load_bands(Path(joint["bands"]))
+            described = {"Model": {name: models[name] for name in bands.names}, **self.facts}
+            written += self.write_maps(BANDS, bands_maps(bands, self.ceiling), described)
+        for model, path in joint["pairs"].items():
+            pairs = load_pairs(Path(path))
+            described = {"Model": models[model], **self.facts}
+            written += self.write_maps(model, pairs_maps(pairs, self.ceiling), described)
+            rows = partition_rows(self.participant, pairs, self.ceiling, atlases)
+            written += self._write_rows("partition", rows, {"Model": models[model]}, model=model)
         return written
+
+    def write_tables(
+        self, result: ModelResults, model: Mapping[str, Any], atlases: Sequence[Atlas], seed: int
+    ) -> list[Path]:
+        """Write the tables of one model, one of each kind an atlas."""
+        written = []
+        for atlas in atlases:
+            heads = {"Model": dict(model), "Atlas": atlas.name}
+            place = {"model": result.scores.model, "atlas": atlas.name}
+            layers = layer_rows(self.participant, result, atlas)
+            tables = {
+                "scores": score_rows(self.participant, result, atlas, seed),
+                "layers": layers,
+                "hierarchy": hierarchy_rows(layers, seed),
+            }
+            for stat, rows in tables.items():
+                if rows:
+                    written += self._write_rows(stat, rows, heads, **place)
+        return written
+
+    def _write_rows(
+        self,
+        stat: str,
+        rows: list[dict[str, Any]],
+        heads: Mapping[str, Any],
+        *,
+        model: str | None = None,
+        atlas: str | None = None,
+    ) -> list[Path]:
+        if not rows:
+            return []
+        declared = outputs()["tables"][stat]
+        path = self.name.path(self.output_dir, extension=".tsv", model=model, stat=stat, atlas=atlas)
+        write_table(path, rows, declared["Columns"], {"Description": declared["Description"], **heads, **self.facts})
+        return [path]
 
     def _expand(self, values: FloatArray) -> FloatArray:
         """From usable voxels to all voxels of the mask, NaN where set aside."""
         full = np.full((*values.shape[:-1], self.usable.size), np.nan, dtype=np.float32)
         full[..., self.usable] = values
         return full
-
-
-def _maps(scores: ModelScores) -> Iterator[tuple[str, str | None, FloatArray, dict[str, Any]]]:
-    """Give (stat, desc, values, what the sidecar adds) of every map of one model."""
-    conditions = [condition.label for condition in scores.conditions]
-    layers = list(scores.layers)
-    chosen = {"Conditions": conditions, "Layers": layers}
-    yield "r2", "best", scores.best_r2, chosen
-    yield "cvr2", "best", at_choice(scores.cv_r2, scores.best_condition, scores.best_layer, np.nan), chosen
-    yield "bestcondition", None, _index(scores.best_condition), chosen
-    yield "bestlayer", None, _layer_numbers(scores), chosen
-    for number, condition in enumerate(scores.conditions):
-        extra = {"Condition": condition.label, "Layers": layers, "Pooling": condition.pooling}
-        extra |= {"Instruction": condition.instruction} if condition.instruction else {}
-        for stat, array in (
-            ("r", scores.r),
-            ("r2", scores.r2),
-            ("cvr2", scores.cv_r2),
-            ("alpha", scores.alpha),
-            ("alphaedge", scores.alpha_edge),
-        ):
-            values = np.asarray(array[number], dtype=np.float32)
-            yield stat, condition.label, values[0] if len(layers) == 1 else values, extra
-    yield "r", "best", scores.best_r, chosen  # last: by this map a model counts as finished
-
-
-def _index(choice: Any) -> FloatArray:
-    return np.where(choice >= 0, choice, np.nan).astype(np.float32)
-
-
-def _layer_numbers(scores: ModelScores) -> FloatArray:
-    numbers = np.asarray(scores.layers, dtype=np.float32)[np.maximum(scores.best_layer, 0)]
-    return np.where(scores.best_layer >= 0, numbers, np.nan).astype(np.float32)

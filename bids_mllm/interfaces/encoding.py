@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from nipype.interfaces.base import (
@@ -19,26 +20,47 @@ from nipype.interfaces.base import (
 from tqdm import tqdm
 
 from bids_mllm.exceptions import UsageError
-from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge, linear_gram
-from bids_mllm.interfaces.rows import GridKey, Rows, make_rows, stack_features, stack_targets, without_windows
+from bids_mllm.fit.cv_file import folds_to_values
+from bids_mllm.fit.design import Design, delayed_design
+from bids_mllm.fit.memory import FitMemory, block_bytes, fit_memory
+from bids_mllm.fit.projection import equal_rank_columns
+from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge
+from bids_mllm.fit.targets import Targets, prepare_targets
+from bids_mllm.interfaces.inference import InferenceOptions, held_out_inference
+from bids_mllm.interfaces.rows import (
+    CVOptions,
+    GridKey,
+    Rows,
+    make_rows,
+    stack_features,
+    stack_targets,
+    without_windows,
+)
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json
-from bids_mllm.io.scores import save_scores
+from bids_mllm.io.scores import save_held_out, save_scores
 from bids_mllm.io.store import FeatureEntry, canonical_json
-from bids_mllm.records import Condition, FloatArray, ModelScores, ParticipantDesign, WindowGrid
-from bids_mllm.score.correlation import pearson_r, r2_score_columns
+from bids_mllm.records import Condition, FloatArray, Fold, ModelScores, ParticipantDesign, WindowGrid
+from bids_mllm.score.held_out import score_columns
 from bids_mllm.score.selection import ScoreBoard
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What the fit depends on besides the data; `alphas` is (lowest, highest, number)."""
+    """What the fit depends on besides the data.
+
+    `alphas` is (lowest, highest, number); `equal_rank` a number of principal components that stand for the features
+    of every model, None for the features themselves.
+    """
 
     delays: tuple[int, ...]
     alphas: tuple[float, float, int]
-    n_folds: int
     high_pass: float
     layers: tuple[int, ...] | None
+    cv: CVOptions = field(default_factory=CVOptions)
+    solver: Literal["exact", "himalaya"] = "exact"
+    equal_rank: int | None = None
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
 
 
 class _FitInputSpec(BaseInterfaceInputSpec):
@@ -48,7 +70,8 @@ class _FitInputSpec(BaseInterfaceInputSpec):
     models = traits.List(traits.Str(), mandatory=True, desc="keys, in the order of the report")
     options = traits.Str(mandatory=True, desc="JSON of FitOptions")
     device = traits.Str("cpu", usedefault=True, nohash=True)
-    max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True, desc="memory for one block of voxels")
+    memory_bytes = traits.Int(2**34, usedefault=True, nohash=True, desc="memory that may be taken in all")
+    max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True, desc="memory for one block of voxels at most")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     cache_dir = traits.Str(mandatory=True, nohash=True, desc="scores of models fitted before, by digest")
     app_version = traits.Str(mandatory=True)
@@ -71,41 +94,56 @@ class FitScores(SimpleInterface):
         manifests = [read_json(Path(path)) for path in self.inputs.manifests]
         lost = lost_windows(manifests)
         design = without_windows(design, {key: set(reasons) for key, reasons in lost.items()})
-        rows = make_rows(design, delays=options.delays, n_folds=options.n_folds)
-        index: dict[str, str] = {}
-        widths: dict[str, int] = {}
-        Y: FloatArray | None = None
+        rows = make_rows(design, delays=options.delays, cv=options.cv)
+        brain = Brain(Path(bold["series"]), rows, self.inputs.device, options)
+        index: dict[str, dict[str, Any]] = {}
         for model in self.inputs.models:
             own = [manifest for manifest in manifests if manifest["model"] == model]
             path = self._cached(bold["sha256"], own, lost)
-            if not path.is_file():
-                if Y is None:
-                    Y = stack_targets(np.load(bold["series"], mmap_mode="r"), rows)
+            if not all(one.is_file() for one in _files(path, options).values()):
                 features = ModelFeatures(design, model, own, options)
                 features.warnings += lost_words(lost)
-                scores = score_model(
-                    features,
-                    rows,
-                    Y,
-                    options,
-                    device=self.inputs.device,
-                    max_block_bytes=self.inputs.max_block_bytes,
-                )
-                save_scores(path, scores)
-            index[model] = str(path)
-            widths[model] = own[0]["entries"][0]["width"]
-        out = Path(runtime.cwd) / "scores.json"
+                self._fit(path, features, brain, options)
+            first = own[0]["entries"][0]
+            files = {name: str(one) for name, one in _files(path, options).items()}
+            index[model] = {**files, "width": first["width"], "n_layers": first["n_layers"]}
+        self._write(Path(runtime.cwd), index, rows, design, lost)
+        return runtime
+
+    def _fit(self, path: Path, features: "ModelFeatures", brain: "Brain", options: FitOptions) -> None:
+        """Fit one model and keep its scores; those by which it counts as fitted come last."""
+        limit = min(self.inputs.max_block_bytes, block_bytes(features.memory(brain), self.inputs.memory_bytes))
+        if options.equal_rank is not None:
+            scores, _ = score_model(features, brain, options, max_block_bytes=limit, rank=options.equal_rank)
+            save_scores(_files(path, options)["equal_rank"], scores)
+        scores, predictions = score_model(features, brain, options, max_block_bytes=limit)
+        labels = [run.label for run in features.design.runs]
+        held_out = held_out_inference(
+            brain.rows, brain.Y, predictions, labels, options.inference, max_block_bytes=min(limit, 2**28)
+        )
+        save_held_out(_files(path, options)["held_out"], held_out)
+        save_scores(path, scores)
+
+    def _write(
+        self,
+        folder: Path,
+        index: Mapping[str, Mapping[str, Any]],
+        rows: Rows,
+        design: ParticipantDesign,
+        lost: Mapping[GridKey, Mapping[int, str]],
+    ) -> None:
+        labels = [run.label for run in design.runs]
+        out = folder / "scores.json"
         write_json(
             out,
             {
                 "models": index,
-                "widths": widths,
                 "n_rows": len(rows.run_of_row),
+                "folds": folds_to_values(rows.folds, rows.run_of_row, rows.volume_of_row, labels),
                 "lost_windows": [[*key, reasons] for key, reasons in lost.items()],
             },
         )
         self._results["scores"] = str(out)
-        return runtime
 
     def _cached(
         self, bold_digest: str, manifests: Sequence[Mapping[str, Any]], lost: Mapping[GridKey, Mapping[int, str]]
@@ -120,6 +158,38 @@ class FitScores(SimpleInterface):
         }
         digest = hashlib.sha256(canonical_json(parts).encode()).hexdigest()
         return Path(self.inputs.cache_dir) / f"{digest}.npz"
+
+
+def _files(path: Path, options: FitOptions) -> dict[str, Path]:
+    """Files of one model: scores, inference and, where asked for, scores at equal rank."""
+    files = {"scores": path, "held_out": path.with_name(f"{path.stem}_heldout.npz")}
+    if options.equal_rank is not None:
+        files["equal_rank"] = path.with_name(f"{path.stem}_rank.npz")
+    return files
+
+
+class Brain:
+    """The brain data of one participant, stacked and brought to the device when a model first asks for them."""
+
+    def __init__(self, series: Path, rows: Rows, device: str, options: FitOptions) -> None:
+        self.rows, self.device = rows, device
+        self._series = series
+        self._dtype = "float64" if options.solver == "himalaya" else "float32"
+
+    @property
+    def n_voxels(self) -> int:
+        """Voxels of the series; its values are not read."""
+        return int(np.load(self._series, mmap_mode="r").shape[1])
+
+    @cached_property
+    def Y(self) -> FloatArray:  # noqa: N802  the field's name for targets
+        """Targets (n_rows, n_voxels), z-scored per run."""
+        return stack_targets(np.load(self._series, mmap_mode="r"), self.rows)
+
+    @cached_property
+    def targets(self) -> Targets:
+        """The same on the device."""
+        return prepare_targets(self.Y, self.rows.folds, device=self.device, dtype=self._dtype)
 
 
 def lost_windows(manifests: Sequence[Mapping[str, Any]]) -> dict[GridKey, dict[int, str]]:
@@ -158,9 +228,12 @@ def fit_options_from_json(text: str) -> FitOptions:
     return FitOptions(
         delays=tuple(content["delays"]),
         alphas=tuple(content["alphas"]),
-        n_folds=content["n_folds"],
         high_pass=content["high_pass"],
         layers=None if layers is None else tuple(layers),
+        cv=CVOptions(**content["cv"]),
+        solver=content["solver"],
+        equal_rank=content["equal_rank"],
+        inference=InferenceOptions(**content["inference"]),
     )
 
 
@@ -186,6 +259,7 @@ class ModelFeatures:
         }
         self.conditions = tuple(dict.fromkeys(_condition(row) for row in manifests[0]["entries"]))
         n_layers = manifests[0]["entries"][0]["n_layers"]
+        self.width = int(manifests[0]["entries"][0]["width"])
         chosen = options.layers if options.layers is not None and n_layers > 1 else None
         self.layers = tuple(range(n_layers)) if chosen is None else tuple(x for x in chosen if x < n_layers)
         absent = sorted(set(chosen or ()) - set(self.layers))
@@ -196,8 +270,20 @@ class ModelFeatures:
                 f"{n_layers - 1}; choose among these."
             )
 
+    def memory(self, brain: "Brain") -> FitMemory:
+        """What the fits of this model take."""
+        rows = brain.rows
+        return fit_memory(
+            len(rows.run_of_row),
+            sum(len(fold.test) for fold in rows.folds),
+            brain.n_voxels,
+            n_volumes=sum(run.n_volumes for run in self.design.runs),
+            n_features=self.width,
+            n_delays=len(rows.delays),
+        )
+
     def matrix(self, rows: Rows, condition: Condition, layer: int) -> FloatArray:
-        """Delayed design matrix of one feature space, (n_rows, n_features * n_delays)."""
+        """Features of one space in all volumes, (n_volumes, n_features), before delays."""
 
         def read(run: int, showing: int) -> FloatArray:
             windows = self.design.windows[run]
@@ -214,52 +300,96 @@ def _condition(row: Mapping[str, Any]) -> Condition:
 
 def score_model(
     features: ModelFeatures,
-    rows: Rows,
-    Y: FloatArray,
+    brain: Brain,
     options: FitOptions,
     *,
-    device: str = "cpu",
     max_block_bytes: int = 2**31,
-) -> ModelScores:
+    rank: int | None = None,
+) -> tuple[ModelScores, list[FloatArray]]:
     """Fit and score every condition and layer of one model on all outer folds.
 
     Parameters
     ----------
     features
-    rows
-    Y : (n_rows, n_voxels) float
-        z-scored targets.
+    brain
     options
-    device
-        Where the fits run: cpu or cuda.
     max_block_bytes
         Bound of the working arrays of one block of voxels.
+    rank
+        Principal components that stand for the features; None for the features themselves.
+
+    Returns
+    -------
+    scores : ModelScores
+    predictions
+        Of the nested choice, one array (n_test, n_voxels) an outer fold.
     """
-    low, high, n_alphas = options.alphas
-    alphas = alpha_grid(low, high, int(n_alphas))
-    board = ScoreBoard(features.conditions, features.layers, n_voxels=Y.shape[1], n_folds=len(rows.folds))
+    rows = brain.rows
+    n_test = [len(fold.test) for fold in rows.folds]
+    board = ScoreBoard(features.conditions, features.layers, n_voxels=brain.Y.shape[1], n_test=n_test)
     warnings: list[str] = list(features.warnings)
     spaces = [(c, k) for c in range(len(features.conditions)) for k in range(len(features.layers))]
-    label = f"fit sub-{features.design.participant} {features.model}"
+    label = f"fit sub-{features.design.participant} {features.model}" + (f" rank {rank}" if rank else "")
     for c, k in tqdm(spaces, desc=label, unit="space", mininterval=5):
         condition, layer = features.conditions[c], features.layers[k]
-        X = features.matrix(rows, condition, layer)
-        if not np.any(X):
+        space = Space(features.matrix(rows, condition, layer), brain, rank)
+        if not space.varies:
             warnings.append(
                 f"{features.model} {condition.label} layer {layer} does not vary over time and was set aside."
             )
-        gram = linear_gram(X, device=device)
         for number, fold in enumerate(rows.folds):
-            fit = fit_ridge(gram, Y, fold, alphas=alphas, device=device, max_block_bytes=max_block_bytes)
-            truth = Y[fold.test]
-            board.add(
-                number,
-                c,
-                k,
-                r=pearson_r(truth, fit.predictions),
-                r2=r2_score_columns(truth, fit.predictions),
-                cv_r2=fit.cv_r2,
-                alpha=fit.best_alphas,
-                at_edge=alpha_at_edge(fit.best_alphas, alphas),
-            )
-    return board.result(features.model, fold_names=tuple(fold.name for fold in rows.folds), warnings=tuple(warnings))
+            _score_fold(board, (number, c, k), space.design(fold), brain, fold, options, max_block_bytes)
+    predictions = [board.best_predictions(number) for number in range(len(rows.folds))]
+    names = tuple(fold.name for fold in rows.folds)
+    return board.result(features.model, fold_names=names, warnings=tuple(warnings)), predictions
+
+
+class Space:
+    """One feature space: its design is the same for all folds, or at equal rank one of each fold's own."""
+
+    def __init__(self, X: FloatArray, brain: Brain, rank: int | None) -> None:
+        self.X, self.brain, self.rank = X, brain, rank
+        self.varies = bool(np.any(np.nan_to_num(X)))
+
+    @cached_property
+    def whole(self) -> Design:
+        """The design of all features."""
+        return delayed_design(self.X, self.brain.rows.delayed, device=self.brain.device)
+
+    def design(self, fold: Fold) -> Design:
+        """The design for one outer fold."""
+        if self.rank is None or self.rank >= self.X.shape[1] or not self.varies:
+            return self.whole
+        rows, device = self.brain.rows.delayed, self.brain.device
+        return delayed_design(
+            equal_rank_columns(self.X, rows, fold, rank=self.rank, device=device), rows, device=device
+        )
+
+
+def _score_fold(
+    board: ScoreBoard,
+    place: tuple[int, int, int],
+    design: Design,
+    brain: Brain,
+    fold: Fold,
+    options: FitOptions,
+    max_block_bytes: int,
+) -> None:
+    low, high, n_alphas = options.alphas
+    alphas = alpha_grid(low, high, int(n_alphas))
+    fit = fit_ridge(
+        design, brain.targets, fold, alphas=alphas, device=brain.device, solver=options.solver,
+        max_block_bytes=max_block_bytes,
+    )  # fmt: skip
+    segments = brain.rows.segment_of_row[fold.test]
+    scores = score_columns(brain.Y, fit.predictions, segments, rows=fold.test, device=brain.device)
+    board.add(
+        *place,
+        r=scores.r,
+        r2=scores.r2,
+        r_rows=scores.r_rows,
+        cv_r2=fit.cv_r2,
+        alpha=fit.best_alphas,
+        at_edge=alpha_at_edge(fit.best_alphas, alphas),
+        predictions=fit.predictions,
+    )

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
+from bids_mllm.group.inference import prevalence
 from bids_mllm.group.maps import group_choice, mean_maps
-from bids_mllm.group.tables import compare_models
+from bids_mllm.group.tables import group_tests
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_map, write_table
-from bids_mllm.io.files import write_json, written_record
+from bids_mllm.io.files import read_tsv, write_json, written_record
 from bids_mllm.io.results import ModelResult, find_results, roi_tables, stack_maps
 from bids_mllm.records import FloatArray
 
@@ -95,6 +96,7 @@ def write_group_model(results: Sequence[ModelResult], name: MapName) -> list[Pat
         "Averaging": "mean over participants with a value, without Fisher's z",
     }
     written = _write_means(results, name, "best", facts) + _write_training_score(results, name, facts)
+    written += _write_prevalence(results, name, facts) + _write_normalized(results, name, facts)
     for condition in conditions:
         written += _write_means(results, name, condition, facts)
     return written + _write_choice(results, name, facts)
@@ -117,6 +119,32 @@ def _write_training_score(results: Sequence[ModelResult], name: MapName, facts: 
     stacked, mask, affine = stack_maps(results, "cvr2", "best")
     path = name.path(results[0].output_dir, model=results[0].model, stat="cvr2", desc="best")
     write_map(path, mean_maps(list(stacked))[0], mask, affine, outputs()["maps"]["cvr2"] | facts)
+    return [path]
+
+
+def _write_prevalence(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
+    """Write in how many participants each voxel is predicted above chance, and what that says of the population."""
+    p, mask, affine = stack_maps(results, "p", "best")
+    found = prevalence(p)
+    facts = facts | {"Alpha": found.alpha, "Confidence": found.confidence, "Unit": found.unit}
+    maps = {"nsignificant": found.n_significant, "prevalence": found.map, "prevalencelow": found.low}
+    written = []
+    for stat, values in maps.items():
+        path = name.path(results[0].output_dir, model=results[0].model, stat=stat, desc="best")
+        write_map(path, np.asarray(values, dtype=np.float32), mask, affine, outputs()["maps"][stat] | facts)
+        written.append(path)
+    return written
+
+
+def _write_normalized(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
+    """Write the mean normalized correlation where every participant has one, by the same kind of ceiling."""
+    if not all(result.path("rnormalized", "best").is_file() for result in results):
+        return []
+    stacked, mask, affine = stack_maps(results, "rnormalized", "best")
+    path = name.path(results[0].output_dir, model=results[0].model, stat="rnormalized", desc="best")
+    ceilings = [result.sidecar()["NoiseCeiling"] for result in results]
+    sidecar = outputs()["maps"]["rnormalized"] | facts | {"NoiseCeiling": ceilings}
+    write_map(path, mean_maps(list(stacked))[0], mask, affine, sidecar)
     return [path]
 
 
@@ -157,19 +185,23 @@ def write_roi_tables(results: Sequence[ModelResult], name: MapName) -> list[Path
 
 
 def write_comparison(results: Sequence[ModelResult], name: MapName) -> list[Path]:
-    """Write model against model for each participant, on the voxels that both scored."""
-    models = list(dict.fromkeys(result.model for result in results))
-    by_participant: dict[str | None, dict[str, ModelResult]] = defaultdict(dict)
-    for result in results:
-        by_participant[result.name.participant][result.model] = result
+    """Write the comparisons of all participants as one table, and the tests over participants."""
     rows: list[dict[str, Any]] = []
-    for participant, own in by_participant.items():
-        best = {}
-        for model in models:
-            if model in own:
-                best[model] = own[model].map("r", "best")[0].reshape(1, -1)
-        rows += compare_models(best, participants=[str(participant)])
-    declared = outputs()["tables"]["modelcomparison"]
-    path = name.path(results[0].output_dir, extension=".tsv", stat="modelcomparison")
-    write_table(path, rows, declared["Columns"], {"Description": declared["Description"]})
-    return [path]
+    for own in dict.fromkeys(result.name for result in results):
+        path = own.path(results[0].output_dir, extension=".tsv", stat="modelcomparison")
+        rows += read_tsv(path) if path.is_file() else []
+    models = {result.model for result in results}
+    rows = [row for row in rows if row["model_a"] in models and row["model_b"] in models]
+    numbers = [{**row, "mean_difference": _number(row["mean_difference"])} for row in rows]
+    written = []
+    for stat, content in (("modelcomparison", rows), ("grouptest", group_tests(numbers))):
+        if content:
+            declared = outputs()["tables"][stat]
+            path = name.path(results[0].output_dir, extension=".tsv", stat=stat)
+            write_table(path, content, declared["Columns"], {"Description": declared["Description"]})
+            written.append(path)
+    return written
+
+
+def _number(text: str) -> float:
+    return float("nan") if text == "n/a" else float(text)

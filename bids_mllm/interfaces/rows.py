@@ -1,12 +1,17 @@
 """From a design to the stacked rows that the fit sees; plain functions, usable without nipype."""
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
-from bids_mllm.fit.delays import delay_rows, delayed_valid
-from bids_mllm.fit.folds import group_repeats, make_folds
+from bids_mllm.fit.cv_file import folds_from_values
+from bids_mllm.fit.delays import delayed_valid
+from bids_mllm.fit.design import DelayedRows, delayed_rows
+from bids_mllm.fit.folds import Scheme, SegmentClock, group_repeats, make_folds
 from bids_mllm.fit.scaling import high_pass_rows, zscore_segments
 from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, ParticipantDesign, Run, TRWindows, WindowGrid
 
@@ -24,7 +29,8 @@ class Rows:
     segments
         One array a run: the segment in which each volume is scaled; runs, or the contiguous parts of a run
         that must be cut.
-    run_of_row : (n_rows,) int
+    run_of_row, volume_of_row : (n_rows,) int
+        Run, and volume in it, of each row.
     segment_of_row : (n_rows,) int
     folds
     """
@@ -33,15 +39,47 @@ class Rows:
     usable: tuple[BoolArray, ...]
     segments: tuple[IntArray, ...]
     run_of_row: IntArray
+    volume_of_row: IntArray
     segment_of_row: IntArray
     folds: tuple[Fold, ...]
 
+    @property
+    def delayed(self) -> DelayedRows:
+        """The rows as the solver takes them."""
+        return delayed_rows(self.usable, self.delays)
 
-def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int) -> Rows:
+
+@dataclass(frozen=True)
+class CVOptions:
+    """How rows are split.
+
+    Attributes
+    ----------
+    scheme, n_folds
+        As for `make_folds`.
+    values
+        The folds of a file, by which the split goes instead; None without one.
+    source
+        Name of that file.
+    """
+
+    scheme: Scheme = "auto"
+    n_folds: int = 5
+    values: Sequence[Mapping[str, Any]] | None = None
+    source: str = ""
+
+
+# Seconds by which neighbouring segments of a film may overlap; those of Movie10 do by 2 to 4 s.
+SEGMENT_OVERLAP = 5.0
+
+
+def make_rows(design: ParticipantDesign, *, delays: Sequence[int], cv: CVOptions) -> Rows:
     """Select the rows of a design and split them.
 
     Where all runs show the same film, or there is one run, contiguous parts of it are held out in turn and
-    ``max(delay, window)`` TRs on both sides of the held-out part are left out of training.
+    ``max(delay, window)`` TRs on both sides of the held-out part are left out of training. Where numbered segments of
+    a film are on both sides, the training rows next to a held-out neighbour are left out by as much and
+    `SEGMENT_OVERLAP` seconds more.
     """
     usable = tuple(
         usable_volumes(run, windows, delays) for run, windows in zip(design.runs, design.windows, strict=True)
@@ -49,20 +87,70 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], n_folds: int)
     groups = group_repeats([set(windows.stim_files) for windows in design.windows])
     position = _positions(design, groups)
     run_of_row = np.concatenate([np.full(int(rows.sum()), number) for number, rows in enumerate(usable)])
+    volume_of_row = np.concatenate([np.flatnonzero(rows) for rows in usable])
     position_of_row = np.concatenate([at[rows] for at, rows in zip(position, usable, strict=True)])
-    folds = make_folds(
-        run_of_row,
-        position_of_row,
-        groups,
-        run_names=[run.label for run in design.runs],
-        test_runs=design.test_runs,
-        n_folds=n_folds,
-        purge=_purge_seconds(design, delays),
-    )
-    # Damage may leave rows of one film alone where the runs show several.
-    segments = _segments(position, folds, position_of_row, cut=len(np.unique(groups[run_of_row])) == 1)
+    purge = _purge_seconds(design, delays)
+    names = [run.label for run in design.runs]
+    if cv.values is not None:
+        folds = folds_from_values(
+            cv.values, run_of_row, volume_of_row, names, groups,
+            position=position_of_row, purge=purge, source=cv.source,
+        )  # fmt: skip
+    else:
+        folds = make_folds(
+            run_of_row,
+            position_of_row,
+            groups,
+            run_names=names,
+            test_runs=design.test_runs,
+            n_folds=cv.n_folds,
+            purge=purge,
+            scheme=cv.scheme,
+            film_of_run=group_repeats([{film_of(name)[0] for name in w.stim_files} for w in design.windows]),
+            segments=_segment_clock(design, usable, margin=purge + SEGMENT_OVERLAP),
+        )
+    segments = _segments(usable, run_of_row, folds)
     segment_of_row = np.concatenate([at[rows] for at, rows in zip(segments, usable, strict=True)])
-    return Rows(tuple(delays), usable, segments, run_of_row, segment_of_row, folds)
+    return Rows(tuple(delays), usable, segments, run_of_row, volume_of_row, segment_of_row, folds)
+
+
+def film_of(stim_file: str) -> tuple[str, int | None]:
+    """Name of the film and number of the segment by the digits that end a file's name: ``bourne/bourne01.mkv``."""
+    path = PurePosixPath(stim_file)
+    match = re.fullmatch(r"(.*?\D)(\d+)", path.stem)
+    if match is None:
+        return str(path.with_suffix("")), None
+    return str(path.with_name(match[1])), int(match[2])
+
+
+def _segment_clock(design: ParticipantDesign, usable: Sequence[BoolArray], *, margin: float) -> SegmentClock | None:
+    """Place every row in its numbered segment; None where no film has two segments."""
+    films = {name: film_of(name) for windows in design.windows for name in windows.stim_files}
+    numbered = {name: film for name, film in films.items() if film[1] is not None}
+    if len({film for film, _ in numbered.values()}) == len(numbered):
+        return None
+    index = {film: place for place, film in enumerate(dict.fromkeys(film for film, _ in films.values()))}
+    ends = _ends(design)
+    parts = []
+    for windows, rows in zip(design.windows, usable, strict=True):
+        names = [windows.stim_files[number] for number in windows.showing[rows]]
+        film = np.array([index[films[name][0]] for name in names], dtype=int)
+        number = np.array([-1 if films[name][1] is None else films[name][1] for name in names], dtype=int)
+        until = np.array([ends[name] for name in names]) - windows.end[rows]
+        parts.append((film, number, windows.start[rows], until))
+    film, number, since, until = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return SegmentClock(film, number, since, until, margin)
+
+
+def _ends(design: ParticipantDesign) -> dict[str, float]:
+    """Last second of each stimulus that any window reaches."""
+    ends: dict[str, float] = {}
+    for windows in design.windows:
+        for number, name in enumerate(windows.stim_files):
+            mine = windows.end[(windows.showing == number) & windows.valid]
+            if mine.size:
+                ends[name] = max(ends.get(name, 0.0), float(mine.max()))
+    return ends
 
 
 #: A grid of windows of one stimulus: stim_file, origin, step and length.
@@ -126,20 +214,35 @@ def _purge_seconds(design: ParticipantDesign, delays: Sequence[int]) -> float:
     return purge
 
 
-def _segments(
-    position: Sequence[FloatArray], folds: Sequence[Fold], position_of_row: FloatArray, *, cut: bool
-) -> tuple[IntArray, ...]:
-    """Number the segments over all runs; with `cut` each part of a run that a fold holds out is one."""
-    if not cut:
-        return tuple(np.full(len(at), number) for number, at in enumerate(position))
-    edges = np.sort([position_of_row[fold.test].min() for fold in folds])[1:]
-    parts = [np.searchsorted(edges, at, side="right") for at in position]
-    return tuple(number * len(folds) + part for number, part in enumerate(parts))
+def _segments(usable: Sequence[BoolArray], run_of_row: IntArray, folds: Sequence[Fold]) -> tuple[IntArray, ...]:
+    """Number the segments over all runs: a run, or where folds cut it each part that one fold holds out."""
+    held_by = np.full(len(run_of_row), -1)
+    for number, fold in enumerate(folds):
+        held_by[fold.test] = number
+    segments, first = [], 0
+    for run, rows in enumerate(usable):
+        own = held_by[run_of_row == run]
+        # Volumes that are no rows go with the next row, at the end with the last.
+        nearest = np.minimum(np.cumsum(rows) - rows, max(len(own) - 1, 0))
+        parts = own[nearest] if len(own) else np.zeros(len(rows), dtype=int)
+        places = np.unique(parts, return_inverse=True)[1]
+        segments.append(first + places)
+        first += int(places.max()) + 1
+    return tuple(segments)
+
+
+# Voxels scaled at once, in float64.
+SCALED_VOXELS = 4096
 
 
 def stack_targets(series: FloatArray, rows: Rows) -> FloatArray:
-    """Select and z-score the rows of the cleaned BOLD, (n_volumes of all runs, V) -> (n_rows, V)."""
-    return zscore_segments(series[np.concatenate(rows.usable)], rows.segment_of_row)
+    """Select and z-score the rows of the cleaned BOLD, (n_volumes of all runs, V) -> (n_rows, V) float32."""
+    usable = np.concatenate(rows.usable)
+    Y = np.empty((int(usable.sum()), series.shape[1]), dtype=np.float32)
+    for start in range(0, series.shape[1], SCALED_VOXELS):
+        block = slice(start, start + SCALED_VOXELS)
+        Y[:, block] = zscore_segments(series[usable, block], rows.segment_of_row)
+    return Y
 
 
 def stack_features(
@@ -149,7 +252,7 @@ def stack_features(
     *,
     high_pass: float,
 ) -> FloatArray:
-    """Build the delayed, z-scored design matrix of one feature space, shape (n_rows, n_features * n_delays).
+    """Build the z-scored features of one feature space in all volumes, shape (n_volumes of all runs, n_features).
 
     Parameters
     ----------
@@ -157,17 +260,24 @@ def stack_features(
         ``read(run, showing)`` gives the features (n_windows, n_features) of that playback's stimulus.
     high_pass
         Hz; the drifts taken out of the BOLD are taken out of the features too.
+
+    Returns
+    -------
+    X : (n_volumes, n_features) float64
+        NaN in volumes without a complete window and in runs that have no row.
     """
-    parts = []
+    parts: list[FloatArray | None] = []
     for number, (run, windows) in enumerate(zip(design.runs, design.windows, strict=True)):
         if not rows.usable[number].any():
+            parts.append(None)
             continue
         X = _by_volume(number, run.n_volumes, windows.showing, windows.index, read)
         valid: BoolArray = np.asarray(np.isfinite(X).all(axis=1))
         filtered = high_pass_rows(X, valid, repetition_time=run.repetition_time, high_pass=high_pass)
-        scaled = zscore_segments(filtered, rows.segments[number])
-        parts.append(delay_rows(scaled, rows.delays)[rows.usable[number]])
-    return np.concatenate(parts)
+        parts.append(zscore_segments(filtered, rows.segments[number]))
+    width = next(part.shape[1] for part in parts if part is not None)
+    empty = (np.full((run.n_volumes, width), np.nan) for run in design.runs)
+    return np.concatenate([nan if part is None else part for part, nan in zip(parts, empty, strict=True)])
 
 
 def _by_volume(

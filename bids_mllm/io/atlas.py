@@ -41,6 +41,19 @@ def read_labels(image_path: Path) -> dict[int, str]:
     return {index: name for index, name in labels.items() if index != 0}
 
 
+def read_hierarchy(image_path: Path) -> dict[int, float]:
+    """Read the ranks in the cortical hierarchy from the column ``hierarchy`` of the table; empty without one."""
+    table = image_path.with_name(image_path.name.partition(".")[0] + ".tsv")
+    with table.open(encoding="utf-8-sig", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream, delimiter="\t") if row.get("hierarchy") not in (None, "", "n/a")]
+    try:
+        return {int(row["index"]): float(row["hierarchy"]) for row in rows}
+    except ValueError:
+        raise UsageError(
+            f"The column hierarchy of the atlas table {table} must hold numbers, or n/a where a region has no rank."
+        ) from None
+
+
 def atlas_digest(image_path: Path) -> str:
     """Return a digest of the image and its table."""
     table = image_path.with_name(image_path.name.partition(".")[0] + ".tsv")
@@ -53,6 +66,7 @@ def check_atlas(image_path: Path) -> None:
     from nibabel.filebasedimages import ImageFileError
 
     read_labels(image_path)
+    read_hierarchy(image_path)
     try:
         nib.load(image_path)
     except (OSError, ImageFileError) as error:
@@ -68,7 +82,7 @@ def load_atlas(image_path: Path, mask: BoolArray, affine: Any) -> Atlas:
     from nibabel.filebasedimages import ImageFileError
     from nilearn.image import resample_img
 
-    names = read_labels(image_path)
+    names, ranks = read_labels(image_path), read_hierarchy(image_path)
     try:
         image = nib.load(image_path)
         labels = np.asarray(image.dataobj)
@@ -96,4 +110,5 @@ def load_atlas(image_path: Path, mask: BoolArray, affine: Any) -> Atlas:
         indices=tuple(int(i) for i in present),
         names=tuple(names[int(i)] for i in present),
         total_voxels=tuple(int((whole == i).sum()) for i in present),
+        hierarchy=tuple(ranks.get(int(i), float("nan")) for i in present),
     )

@@ -23,7 +23,7 @@ logger = logging.getLogger("bids_mllm")
 BIDS_VERSION = "1.11.1"
 CODE_URL = "https://github.com/bids-mllm/bids-mllm"
 # Without trailing slashes: a line `figures/` would silence the content but not the folder.
-BIDSIGNORE = ("*.html", "**/figures", "**/log", "*_statmap.*", "*_features.*", "group")
+BIDSIGNORE = ("*.html", "**/figures", "**/log", "*_statmap.*", "*_features.*", "*_split.json", "group")
 MAX_TASK_LABEL = 40
 
 

@@ -123,6 +123,12 @@ class MethodsFacts:
         The outer and the inner splits, in words, starting with a capital and ending with a full stop.
     scores
         ``r`` and ``r2``.
+    noise_ceiling
+        How it was estimated, as the rest of a sentence about it; empty = none.
+    statistics
+        How scores were tested within participants, in sentences that may cite; empty = not at all.
+    joint_fits
+        What was fitted jointly, in sentences that may cite; empty = nothing.
     group_statistics
         What was done over participants, in sentences; empty = nothing.
     library_versions
@@ -147,6 +153,9 @@ class MethodsFacts:
     cv_scheme: str
     scores: tuple[Literal["r", "r2"], ...] = ("r",)
     features_filtered: bool = False
+    noise_ceiling: str = ""
+    statistics: str = ""
+    joint_fits: str = ""
     group_statistics: str = ""
     library_versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -182,9 +191,12 @@ def methods_text(facts: MethodsFacts) -> str:
         "## Encoding models",
         _ridge(facts),
         _validation(facts),
+        facts.joint_fits,
         "## Scores",
         _scores(facts),
     ]
+    if facts.statistics:
+        parts += ["## Statistics", facts.statistics]
     if facts.group_statistics:
         parts += ["## Group", _escaped(facts.group_statistics)]
     parts += ["## Software", _software(facts)]
@@ -315,7 +327,7 @@ def _ridge(facts: MethodsFacts) -> str:
     solver = (
         f"the solver of himalaya {_escaped(facts.himalaya_version)} [@himalaya]"
         if facts.himalaya_version
-        else "the exact ridge solver of this app"
+        else "the exact ridge solver of bids-mllm, which leaves blocks of rows out without refitting"
     )
     grid = f"{_count(len(facts.alphas), 'value')} from {low:.3g} to {high:.3g}"
     if len(facts.alphas) > 1 and np.allclose(np.diff(np.log(sorted(facts.alphas)), n=2), 0.0, atol=1e-6):
@@ -339,8 +351,13 @@ def _scores(facts: MethodsFacts) -> str:
     words = [_SCORE_WORDS[check_in_allowed(score, _SCORE_WORDS, "score")] for score in facts.scores]
     return (
         f"Each model was scored on held-out data by {_joined(words)}, in each voxel and outer fold, and the "
-        "scores were averaged over outer folds without Fisher's transformation. They were not divided by a "
-        "noise ceiling."
+        "scores were averaged over outer folds without Fisher's transformation. "
+        + (
+            f"A noise ceiling was estimated {facts.noise_ceiling}; where it is at least 0.05, correlations are also "
+            "given divided by it, not squared and not clipped."
+            if facts.noise_ceiling
+            else "They were not divided by a noise ceiling."
+        )
     )
 
 

@@ -17,36 +17,61 @@ class RunningBest:
     number wins. A NaN training score never wins.
     """
 
-    def __init__(self, n_voxels: int) -> None:
+    def __init__(self, n_voxels: int, n_rows: int = 0) -> None:
         self.chosen: IntArray = np.full(n_voxels, NONE, dtype=np.int32)
+        self.predictions: FloatArray = np.full((n_voxels, n_rows), np.nan, dtype=np.float32)
         self.cv_r2: FloatArray = np.full(n_voxels, -np.inf, dtype=np.float64)
         self.r: FloatArray = np.full(n_voxels, np.nan, dtype=np.float32)
         self.r2: FloatArray = np.full(n_voxels, np.nan, dtype=np.float32)
 
-    def offer(self, candidate: int, cv_r2: FloatArray, r: FloatArray, r2: FloatArray) -> None:
-        """Take the candidate where its `cv_r2` is the highest; arrays (n_voxels,)."""
+    def offer(
+        self,
+        candidate: int,
+        cv_r2: FloatArray,
+        r: FloatArray,
+        r2: FloatArray,
+        predictions: FloatArray | None = None,
+    ) -> None:
+        """Take the candidate where its `cv_r2` is the highest; arrays (n_voxels,), predictions (n_rows, n_voxels)."""
         earlier = (self.chosen == NONE) | (candidate < self.chosen)
         wins = (cv_r2 > self.cv_r2) | ((cv_r2 == self.cv_r2) & earlier)
         self.chosen[wins] = candidate
         for kept, new in ((self.cv_r2, cv_r2), (self.r, r), (self.r2, r2)):
             kept[wins] = new[wins]
+        if predictions is not None:
+            self.predictions[wins] = predictions.T[wins]
 
 
 class ScoreBoard:
     """Accumulates the scores of every (fold, condition, layer) of one model, in any order.
 
-    Memory is four maps a feature space plus, for each fold, the running best maps of the model and of
-    each condition; it does not grow with folds times feature spaces.
+    Memory is five maps a feature space plus, for each fold, the running best maps of the model and of
+    each condition, and the held-out predictions of the model's best; it does not grow with folds times feature spaces.
+
+    Parameters
+    ----------
+    conditions, layers
+        The axes of the maps.
+    n_voxels
+    n_test
+        Held-out rows of each outer fold.
     """
 
-    def __init__(self, conditions: Sequence[Condition], layers: Sequence[int], n_voxels: int, n_folds: int) -> None:
+    def __init__(
+        self, conditions: Sequence[Condition], layers: Sequence[int], n_voxels: int, n_test: Sequence[int]
+    ) -> None:
         self.conditions = tuple(conditions)
         self.layers = tuple(layers)
         shape = (len(self.conditions), len(self.layers), n_voxels)
-        self._r, self._r2, self._cv_r2, self._log_alpha = (np.zeros(shape, dtype=np.float32) for _ in range(4))
+        n_folds = len(n_test)
+        self._n_test = tuple(n_test)
+        self._r, self._r2, self._cv_r2, self._log_alpha, self._concatenated = (
+            np.zeros(shape, dtype=np.float32) for _ in range(5)
+        )
         self._edge: BoolArray = np.zeros(shape, dtype=bool)
+        self._fold_cv_r2: FloatArray = np.full((n_folds, *shape[:2]), np.nan, dtype=np.float32)
         self._seen: BoolArray = np.zeros((n_folds, *shape[:2]), dtype=bool)
-        self._best = [RunningBest(n_voxels) for _ in range(n_folds)]
+        self._best = [RunningBest(n_voxels, n_rows) for n_rows in n_test]
         self._condition_best = [[RunningBest(n_voxels) for _ in self.conditions] for _ in range(n_folds)]
 
     def add(
@@ -56,13 +81,16 @@ class ScoreBoard:
         layer_index: int,
         r: FloatArray,
         r2: FloatArray,
+        r_rows: FloatArray,
         cv_r2: FloatArray,
         alpha: FloatArray,
         at_edge: BoolArray,
+        predictions: FloatArray,
     ) -> None:
-        """Add the scores of one feature space in one outer fold; all arrays (n_voxels,).
+        """Add the scores of one feature space in one outer fold; arrays (n_voxels,), predictions (n_test, n_voxels).
 
-        NaN marks voxels set aside. Adding the same place twice raises a ValueError.
+        `r_rows` is the r of the fold's rows with each run z-scored by itself. NaN marks voxels set aside. Adding the
+        same place twice raises a ValueError.
         """
         place = (fold_index, condition_index, layer_index)
         if self._seen[place]:
@@ -72,11 +100,19 @@ class ScoreBoard:
         self._r[space] += r
         self._r2[space] += r2
         self._cv_r2[space] += cv_r2
+        self._concatenated[space] += r_rows * np.float32(self._n_test[fold_index])
         self._log_alpha[space] += np.log(alpha)
         self._edge[space] |= at_edge
+        finite = cv_r2[np.isfinite(cv_r2)]
+        if finite.size:
+            self._fold_cv_r2[place] = np.maximum(finite, 0.0).mean()
         candidate = condition_index * len(self.layers) + layer_index
-        self._best[fold_index].offer(candidate, cv_r2, r, r2)
+        self._best[fold_index].offer(candidate, cv_r2, r, r2, predictions)
         self._condition_best[fold_index][condition_index].offer(layer_index, cv_r2, r, r2)
+
+    def best_predictions(self, fold_index: int) -> FloatArray:
+        """Held-out predictions of each voxel's best feature space in one outer fold, (n_test, n_voxels) float32."""
+        return self._best[fold_index].predictions.T
 
     def result(self, model: str, fold_names: Sequence[str], warnings: Sequence[str] = ()) -> ModelScores:
         """Means over the outer folds; a voxel that is NaN in any fold is NaN in the mean."""
@@ -96,6 +132,7 @@ class ScoreBoard:
             conditions=self.conditions,
             layers=self.layers,
             r=self._r / np.float32(n_folds),
+            r_concatenated=self._concatenated / np.float32(sum(self._n_test)),
             r2=self._r2 / np.float32(n_folds),
             cv_r2=cv_r2,
             alpha=np.exp(self._log_alpha / np.float32(n_folds)),
@@ -106,6 +143,7 @@ class ScoreBoard:
             best_layer=best_layer,
             condition_best_r=np.stack(condition_best_r),
             condition_best_layer=np.stack(by_condition),
+            fold_cv_r2=self._fold_cv_r2,
             fold_names=tuple(fold_names),
             warnings=tuple(warnings),
         )

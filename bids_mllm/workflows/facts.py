@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bids_mllm import __version__
+from bids_mllm.config import Settings
 from bids_mllm.discover.layout import generated_by
 from bids_mllm.discover.names import read_json
+from bids_mllm.interfaces.rows import SEGMENT_OVERLAP, film_of
 from bids_mllm.io.derivatives import film_label, outputs
 from bids_mllm.records import Instruction, ParticipantDesign, Run
 from bids_mllm.workflows.plan import StudyPlan, split_of
@@ -21,10 +23,12 @@ SCALING = (
     "Features and BOLD are z-scored within each run, or within each part of it that an outer fold holds out, on the "
     "training and the held-out side alike; confounds and drifts are removed from the whole run before any cut."
 )
-ALPHA_CHOICE = (
-    "one alpha a voxel, by mean R2 over inner splits of the training rows that leave one stimulus out, or contiguous "
-    "purged parts where one stimulus is left to train on"
-)
+ALPHA_CHOICE = "one alpha a voxel, by mean R2 over inner splits of the training rows, made by the rule of outer ones"
+SOLVERS = {
+    "exact": "exact ridge of this app: block identities on the Gram matrix, or columns where these are few; float32 "
+    "for products with the BOLD, float64 for ill-conditioned systems",
+    "himalaya": "himalaya KernelRidgeCV, linear kernel, float64",
+}
 
 
 def library_versions() -> dict[str, str]:
@@ -86,7 +90,7 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
     low, high, number = settings.alphas
     return {
         "Sources": sources(plan, design.runs),
-        "CrossValidation": cv_words(design, settings.n_folds),
+        "CrossValidation": cv_words(design, settings),
         "TrainRuns": [label for label, side in sides if side in ("train", "cv")],
         "TestRuns": [label for label, side in sides if side in ("test", "cv")],
         "DroppedRuns": [asdict(drop) for drop in design.dropped],
@@ -100,8 +104,9 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
         "Scaling": SCALING,
         "Alphas": {"Lowest": low, "Highest": high, "Number": number, "Spacing": "logarithmic"},
         "AlphaChoice": ALPHA_CHOICE,
-        "Solver": "himalaya KernelRidgeCV, linear kernel, float64",
-        "NoiseCeiling": None,
+        "Solver": SOLVERS[settings.solver],
+        "EqualRank": settings.equal_rank,
+        "FalseDiscoveryRate": {"bh": "Benjamini-Hochberg", "by": "Benjamini-Yekutieli"}[settings.fdr],
         "RandomSeed": settings.random_seed,
         "Sloppy": settings.sloppy,
         "AppVersion": __version__,
@@ -109,15 +114,34 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
     }
 
 
-def cv_words(design: ParticipantDesign, n_folds: int) -> str:
+def cv_words(design: ParticipantDesign, settings: Settings) -> str:
     """Say in words how rows were held out."""
+    purged = "max(delay, window) TRs purged on both sides"
+    if settings.cv_file is not None:
+        return f"the split of the file {settings.cv_file.name}"
     if design.test_runs is not None:
         tasks = ", ".join(dict.fromkeys(design.runs[number].task for number in design.test_runs))
-        return f"fixed test runs (tasks {tasks}); the other runs train"
-    films = {frozenset(windows.stim_files) for windows in design.windows}
-    if len(films) > 1:
-        return "each stimulus file held out in turn, all its viewings together"
-    return f"{n_folds} contiguous parts of the only stimulus, max(delay, window) TRs purged on both sides"
+        return f"fixed test runs (tasks {tasks}); the other runs train{_neighbours(design)}"
+    groups = {frozenset(windows.stim_files) for windows in design.windows}
+    if len(groups) < 2:
+        return f"{settings.n_folds} contiguous parts of the only stimulus, {purged}"
+    if settings.cv == "film" and len({film_of(name)[0] for files in groups for name in files}) > 1:
+        return f"each film held out in turn with all its segments and viewings{_neighbours(design)}"
+    if settings.cv == "kfold":
+        return f"{settings.n_folds} sets of runs held out in turn, runs of one stimulus together{_neighbours(design)}"
+    return f"each stimulus file held out in turn, all its viewings together{_neighbours(design)}"
+
+
+def _neighbours(design: ParticipantDesign) -> str:
+    """Say that segments which adjoin a held-out one are cut, where films come in numbered segments."""
+    films = [film_of(name) for windows in design.windows for name in set(windows.stim_files)]
+    numbered = {film for film in films if film[1] is not None}
+    if len({name for name, _ in numbered}) == len(numbered):
+        return ""
+    return (
+        f"; where neighbouring segments of a film are on both sides, max(delay, window) TRs and {SEGMENT_OVERLAP:g} s "
+        "of the training segment next to the held-out one are left out"
+    )
 
 
 def sources(plan: StudyPlan, runs: Sequence[Run]) -> list[str]:

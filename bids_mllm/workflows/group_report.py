@@ -21,12 +21,13 @@ from bids_mllm.report.content import Picture, Table
 from bids_mllm.report.pages import GroupPage, ModelPictures, ReportedError, render_group
 from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.checks import check_blocks, found_checks
+from bids_mllm.workflows.comparisons import number_cell, within_participants
 from bids_mllm.workflows.facts import library_versions
 from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table
 from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
 from bids_mllm.workflows.run import Failure
 
-SCORE_COLUMNS = ("r", "r2", "cv_r2")
+SCORE_COLUMNS = ("r", "r2", "cv_r2", "r_normalized")
 
 
 def write_group_report(settings: Settings, results: Sequence[ModelResult], *, failures: tuple[Failure, ...]) -> Path:
@@ -88,7 +89,8 @@ def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
     warnings += _split_warning(results)
     n = len({result.name.participant for result in results})
     warnings.append(
-        f"{n} participants: means over participants describe this sample; no test over participants is made here."
+        f"{n} participants: a test over them cannot reach a two-sided p below {min(1.0, 2.0 ** (1 - n)):.3g}. The "
+        "tests within participants stand on their own; prevalence says how far they carry."
     )
     return tuple(warnings)
 
@@ -193,35 +195,26 @@ def _roi_block(best: Sequence[Mapping[str, Any]], atlas: str) -> tuple[Picture, 
 def _comparisons(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[Table, ...]:
     tables = []
     for name in dict.fromkeys(result.name for result in of_group):
-        path = name.path(output_dir, extension=".tsv", stat="modelcomparison")
-        rows = read_tsv(path) if path.is_file() else []
-        if rows:
-            cells = tuple(
-                (
-                    f"sub-{row['participant']}",
-                    row["model_a"],
-                    row["model_b"],
-                    _cell(row["mean_difference"]),
-                    _cell(row["share_a_higher"]),
-                    int(row["n_voxels"]),
-                )
-                for row in rows
-            )
-            columns = (
-                "Participant",
-                "Model A",
-                "Model B",
-                "Mean r of A less B",
-                "Share of voxels A higher",
-                "Voxels",
-            )
-            caption = f"Model against model per participant ({name.space}); descriptive, without a test."
-            tables.append(Table(caption, columns, cells))
+        tables += [*within_participants(output_dir, name), *_over(output_dir, name)]
     return tuple(tables)
 
 
-def _cell(text: str) -> float | None:
-    return None if text == "n/a" else float(text)
+def _over(output_dir: Path, name: MapName) -> list[Table]:
+    """Model against model over participants."""
+    path = name.path(output_dir, extension=".tsv", stat="grouptest")
+    rows = [row for row in (read_tsv(path) if path.is_file() else []) if row["roi"] == "all"]
+    if not rows:
+        return []
+    cells = tuple(
+        (
+            row["model_a"], row["model_b"], number_cell(row["mean_difference"]), int(row["n_participants"]),
+            number_cell(row["p_wilcoxon"]), number_cell(row["p_sign_flip"]), number_cell(row["smallest_p"]),
+        )
+        for row in rows
+    )  # fmt: skip
+    columns = ("Model A", "Model B", "Mean r of A less B", "Participants", "p Wilcoxon", "p sign flip", "Smallest p")
+    caption = f"Model against model over participants ({name.space}); the unit of the tests is the participant."
+    return [Table(caption, columns, cells)]
 
 
 def _methods(output_dir: Path) -> str:

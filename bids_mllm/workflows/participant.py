@@ -1,8 +1,8 @@
 """The participant graph: features per stimulus and model, then brain, fits and maps per participant and space."""
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_mllm import __version__
 from bids_mllm.align.windows import grid_for_duration
+from bids_mllm.features.controls import null_kind
+from bids_mllm.interfaces.bands import FitJointly
 from bids_mllm.interfaces.bold import PrepareBold
+from bids_mllm.interfaces.ceiling import EstimateCeiling
 from bids_mllm.interfaces.derivatives import WriteMaps
 from bids_mllm.interfaces.encoding import FitScores
 from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable
@@ -23,7 +26,7 @@ from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import ModelSpec, ParticipantDesign, WindowGrid
 from bids_mllm.workflows.checks import check_node
 from bids_mllm.workflows.facts import map_facts
-from bids_mllm.workflows.plan import StudyPlan
+from bids_mllm.workflows.plan import StudyPlan, cv_options
 from bids_mllm.workflows.readouts import read_out
 
 
@@ -43,7 +46,12 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
         node.overwrite = _must_extract_again(workflow, node) or None
     _connect_checks(workflow, plan, [node for nodes in features.values() for node in nodes])
     for design in plan.designs:
-        _connect_participant(workflow, plan, design, features, device)
+        write_text_if_changed(_design_file(plan, design), design_to_text(design))
+    bolds = {(design.participant, design.space): _bold_node(plan, design) for design in plan.designs}
+    for design in plan.designs:
+        bold = bolds[design.participant, design.space]
+        maps = _connect_participant(workflow, plan, design, features, bold, device)
+        _connect_ceiling(workflow, plan, design, bolds, maps, device)
     return workflow
 
 
@@ -165,18 +173,16 @@ def _connect_participant(
     plan: StudyPlan,
     design: ParticipantDesign,
     features: dict[str, list[Node]],
+    bold: Node,
     device: str,
-) -> None:
+) -> Node:
+    """Connect features and BOLD to the fits and these to the maps; return the node of the maps."""
     settings = plan.settings
-    label = f"sub_{design.participant}_space_{design.space}".replace("+", "plus")
-    design_file = settings.work_dir / "designs" / f"{label}.json"
-    write_text_if_changed(design_file, design_to_text(design))
-    runs_file = settings.work_dir / "designs" / f"{label}_runs.json"
-    write_text_if_changed(runs_file, design_to_text(_brain_only(design)))
+    label, design_file = _label(design), _design_file(plan, design)
     used = sorted({stim_file for windows in design.windows for stim_file in windows.stim_files})
     sources = [node for stim_file in used for node in features[stim_file]]
     merge = Node(Merge(len(sources)), name=f"manifests_{label}", run_without_submitting=True)
-    bold, fit, maps = _participant_nodes(plan, design, label, design_file, runs_file, device)
+    fit, maps = _fit_node(plan, design, label, design_file, device), _maps_node(plan, design, label, design_file)
     maps.overwrite = _must_write_again(workflow, maps) or None
     for position, node in enumerate(sources, start=1):
         workflow.connect(node, "manifests", merge, f"in{position}")
@@ -184,31 +190,98 @@ def _connect_participant(
     workflow.connect(bold, "info", fit, "bold")
     workflow.connect(bold, "info", maps, "bold")
     workflow.connect(fit, "scores", maps, "scores")
+    if settings.bands or settings.partition:
+        joint = _joint_node(plan, design, label, design_file, device)
+        workflow.connect(merge, "out", joint, "manifests")
+        workflow.connect(bold, "info", joint, "bold")
+        workflow.connect(fit, "scores", joint, "scores")
+        workflow.connect(joint, "joint", maps, "joint")
+    return maps
 
 
-def _participant_nodes(
-    plan: StudyPlan, design: ParticipantDesign, label: str, design_file: Path, runs_file: Path, device: str
-) -> tuple[Node, Node, Node]:
-    """Return the nodes that clean the BOLD, fit and score, and write the maps."""
-    settings = plan.settings
-    bold = Node(
-        PrepareBold(
-            design=str(runs_file),
-            signatures=_file_signatures(design),
-            confounds=settings.confounds,
-            high_pass=settings.high_pass,
+def _connect_ceiling(
+    workflow: Workflow,
+    plan: StudyPlan,
+    design: ParticipantDesign,
+    bolds: Mapping[tuple[str, str], Node],
+    maps: Node,
+    device: str,
+) -> None:
+    """Estimate a noise ceiling where one is asked for and there is one; the participant's own data come first."""
+    method = ceiling_method(plan, design)
+    if method is None:
+        return
+    others = [one for one in plan.designs if one.space == design.space and one is not design]
+    viewers = [design, *(others if method != "repeats" else [])]
+    label = _label(design)
+    options = [_fit_options(plan, one) for one in viewers]
+    node = Node(
+        EstimateCeiling(
+            designs=[str(_design_file(plan, one)) for one in viewers],
+            cvs=json.dumps(options, sort_keys=True),
+            method=method,
+            device=device,
+            max_block_bytes=_block_bytes(plan),
             app_version=__version__,
         ),
-        name=f"bold_{label}",
+        name=f"ceiling_{label}",
+        n_procs=1 if device.startswith("cuda") else plan.settings.omp_nthreads,
         mem_gb=_bold_gb(design),
     )
-    fit = Node(
+    merge = Node(Merge(len(viewers)), name=f"bolds_{label}", run_without_submitting=True)
+    for position, one in enumerate(viewers, start=1):
+        workflow.connect(bolds[one.participant, one.space], "info", merge, f"in{position}")
+    workflow.connect(merge, "out", node, "bolds")
+    workflow.connect(node, "ceiling", maps, "ceiling")
+
+
+def ceiling_method(plan: StudyPlan, design: ParticipantDesign) -> str | None:
+    """Return how the noise ceiling of a participant is estimated; None where there is none."""
+    asked = plan.settings.noise_ceiling
+    if asked == "auto":
+        held = range(len(design.runs)) if design.test_runs is None else design.test_runs
+        seen = Counter(showing.stim_file for number in held for showing in design.runs[number].showings)
+        return "repeats" if max(seen.values(), default=0) > 1 else None
+    return None if asked == "none" else asked
+
+
+def _label(design: ParticipantDesign) -> str:
+    return f"sub_{design.participant}_space_{design.space}".replace("+", "plus")
+
+
+def _design_file(plan: StudyPlan, design: ParticipantDesign) -> Path:
+    return plan.settings.work_dir / "designs" / f"{_label(design)}.json"
+
+
+def _block_bytes(plan: StudyPlan) -> int:
+    return int(plan.settings.mem_mb * 2**20 / plan.settings.nprocs / 4)
+
+
+def _bold_node(plan: StudyPlan, design: ParticipantDesign) -> Node:
+    """Return the node that cleans the BOLD, which depends on nothing that was shown."""
+    runs_file = plan.settings.work_dir / "designs" / f"{_label(design)}_runs.json"
+    write_text_if_changed(runs_file, design_to_text(_brain_only(design)))
+    interface = PrepareBold(
+        design=str(runs_file),
+        signatures=_file_signatures(design),
+        confounds=plan.settings.confounds,
+        high_pass=plan.settings.high_pass,
+        app_version=__version__,
+    )
+    return Node(interface, name=f"bold_{_label(design)}", mem_gb=_bold_gb(design))
+
+
+def _fit_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_file: Path, device: str) -> Node:
+    """Return the node that fits and scores all models."""
+    settings = plan.settings
+    return Node(
         FitScores(
             design=str(design_file),
             models=[*(model.key for model in plan.models), *settings.feature_table],
-            options=json.dumps(_fit_options(plan), sort_keys=True),
+            options=json.dumps(_fit_options(plan, design), sort_keys=True),
             device=device,
-            max_block_bytes=int(settings.mem_mb * 2**20 / settings.nprocs / 4),
+            memory_bytes=int(settings.mem_mb * 2**20),
+            max_block_bytes=_block_bytes(plan),
             use_gpu=device.startswith("cuda"),
             cache_dir=str(settings.work_dir / "fits"),
             app_version=__version__,
@@ -217,19 +290,49 @@ def _participant_nodes(
         n_procs=1 if device.startswith("cuda") else settings.omp_nthreads,
         mem_gb=_bold_gb(design),
     )
-    maps = Node(
+
+
+def _joint_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_file: Path, device: str) -> Node:
+    """Return the node that fits bands of models and pairs of instructions."""
+    settings = plan.settings
+    real = {
+        model: [one.key for one in plan.instructions.get(model, ()) if null_kind(one) is None]
+        for model in settings.partition
+    }
+    return Node(
+        FitJointly(
+            design=str(design_file),
+            options=json.dumps(_fit_options(plan, design), sort_keys=True),
+            bands=list(settings.bands),
+            partition=json.dumps(real),
+            device=device,
+            max_block_bytes=_block_bytes(plan),
+            app_version=__version__,
+        ),
+        name=f"joint_{label}",
+        n_procs=1 if device.startswith("cuda") else settings.omp_nthreads,
+        mem_gb=_bold_gb(design),
+    )
+
+
+def _maps_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_file: Path) -> Node:
+    """Return the node that writes maps and tables."""
+    settings = plan.settings
+    return Node(
         WriteMaps(
             design=str(design_file),
             facts=json.dumps(map_facts(plan, design), sort_keys=True),
             atlases=[str(path) for path in settings.atlas],
             atlas_digests=[atlas_digest(path) for path in settings.atlas],
+            fdr=settings.fdr,
+            n_permutations=settings.n_permutations,
+            seed=settings.random_seed,
             output_dir=str(settings.output_dir),
             app_version=__version__,
         ),
         name=f"maps_{label}",
         mem_gb=2.0,
     )
-    return bold, fit, maps
 
 
 def _node_dir(workflow: Workflow, node: Node) -> Path:
@@ -260,14 +363,23 @@ def _brain_only(design: ParticipantDesign) -> ParticipantDesign:
     return replace(design, runs=runs, windows=(), dropped=(), test_runs=None)
 
 
-def _fit_options(plan: StudyPlan) -> dict[str, Any]:
+def _fit_options(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
+    """Return the FitOptions of a participant as JSON values."""
     settings = plan.settings
     return {
         "delays": list(settings.delays),
         "alphas": list(settings.alphas),
-        "n_folds": settings.n_folds,
         "high_pass": settings.high_pass,
         "layers": list(settings.layers) or None,
+        "cv": asdict(cv_options(settings, design.participant)),
+        "solver": settings.solver,
+        "equal_rank": settings.equal_rank,
+        "inference": {
+            "n_permutations": settings.n_permutations,
+            "method": settings.permutation_method,
+            "block_length": settings.block_length,
+            "seed": settings.random_seed,
+        },
     }
 
 

@@ -126,10 +126,30 @@ def score_table(results: Sequence[ModelResult]) -> Table:
                 float(np.median(best)),
                 float(np.percentile(best, 95)),
                 float(best.max()),
+                _share_significant(result),
+                _mean_or_none(result, "rnormalized"),
             )
         )
-    columns = ("Model", "Voxels", "Mean r", "Median r", "95th percentile", "Highest r")
+    columns = (
+        "Model", "Voxels", "Mean r", "Median r", "95th percentile", "Highest r", "Share with q <= .05",
+        "Mean r / ceiling",
+    )  # fmt: skip
     return Table("Held-out r over all voxels; condition and layer chosen inside training.", columns, tuple(rows))
+
+
+def _share_significant(result: ModelResult) -> float | None:
+    """Share of the tested voxels with a false discovery rate of at most .05; None where nothing was tested."""
+    q, _ = result.map("q", "best")
+    tested = np.isfinite(q)
+    return float((q[tested] <= 0.05).mean()) if tested.any() else None
+
+
+def _mean_or_none(result: ModelResult, stat: str) -> float | None:
+    """Mean of a map of the nested choice; None where there is no such map."""
+    if not result.path(stat, "best").is_file():
+        return None
+    values, _ = result.map(stat, "best")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
 def roi_content(results: Sequence[ModelResult]) -> tuple[tuple[Picture, ...], tuple[Table, ...]]:

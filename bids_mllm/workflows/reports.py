@@ -1,6 +1,5 @@
 """Pages and methods text, made from the plan and from the outputs that are on disk."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -16,8 +15,8 @@ from bids_mllm.features.registry import load_family
 from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.interfaces.rows import make_rows
 from bids_mllm.io.confounds import load_confounds
-from bids_mllm.io.derivatives import film_label
-from bids_mllm.io.files import write_text
+from bids_mllm.io.derivatives import sidecar_path
+from bids_mllm.io.files import read_json, write_text
 from bids_mllm.io.results import ModelResult, find_results
 from bids_mllm.io.tables import read_feature_table
 from bids_mllm.records import ModelSpec, ParticipantDesign
@@ -27,14 +26,16 @@ from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
 from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant
 from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.checks import check_blocks, found_checks
+from bids_mllm.workflows.comparisons import comparison_tables
 from bids_mllm.workflows.facts import cv_words, library_versions, output_task
+from bids_mllm.workflows.participant import ceiling_method
 from bids_mllm.workflows.pictures import (
     best_maps,
     layer_pictures,
     roi_content,
     score_table,
 )
-from bids_mllm.workflows.plan import StudyPlan
+from bids_mllm.workflows.plan import StudyPlan, cv_options
 from bids_mllm.workflows.readouts import read_out
 from bids_mllm.workflows.run import Failure
 
@@ -105,20 +106,80 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         high_pass=settings.high_pass or None,
         models=tuple(_model_facts(card, settings) for card in model_cards(plan)),
         alphas=tuple(float(a) for a in alpha_grid(low, high, int(number))),
-        himalaya_version=versions["himalaya"],
-        cv_scheme=f"{cv_words(design, settings.n_folds).capitalize()}.",
+        himalaya_version=versions["himalaya"] if settings.solver == "himalaya" else None,
+        cv_scheme=f"{cv_words(design, settings).capitalize()}.",
         scores=("r", "r2"),
         features_filtered=bool(settings.high_pass),
+        noise_ceiling=_ceiling_words(plan, design),
+        statistics=_statistics_words(settings, n_models=len(plan.models) + len(settings.feature_table)),
+        joint_fits=_joint_words(settings),
         library_versions=versions,
     )
+
+
+def _ceiling_words(plan: StudyPlan, design: ParticipantDesign) -> str:
+    words = {
+        "repeats": "as the square root of the bias-corrected explainable variance of single viewings of the held-out "
+        "films that were seen more than once [@schoppe2016]",
+        "participants": "by predicting each participant from all subsets of the others with ridge regression "
+        "[@schrimpf2021] and extrapolating to infinitely many, with the growth that a shared signal and independent "
+        "noise imply",
+        "participants-exponential": "by predicting each participant from all subsets of the others with ridge "
+        "regression and extrapolating with a saturating exponential [@schrimpf2021]",
+    }
+    return words.get(ceiling_method(plan, design) or "", "")
+
+
+def _statistics_words(settings: Settings, *, n_models: int) -> str:
+    moved = {
+        "block": f"blocks of {settings.block_length} volumes of the predictions were permuted within runs",
+        "circular": "the predictions of each run were shifted around by a random number of volumes",
+    }
+    rate = {"bh": "[@benjamini1995]", "by": "[@benjamini2001]"}[settings.fdr]
+    words = (
+        "Whether the nested choice of a model predicts a voxel was tested within each participant on the held-out "
+        f"volumes: {moved[settings.permutation_method]} {settings.n_permutations} times, the same for all voxels, and "
+        "the correlation of the rows of all runs, each z-scored by itself, was compared with the permuted ones, both "
+        "studentised for autocorrelation [@romano2022permutation]. p-values are one-sided; they are given per voxel, "
+        "against the maximum over voxels, and as false discovery rate over the voxels of all models of the participant "
+        f"{rate}."
+    )
+    if n_models < 2:
+        return words
+    return (
+        f"{words} Two models were compared within each participant on the same volumes by {settings.n_permutations} "
+        "random sign flips of the parts that sets of frequencies of each run add to the difference of their "
+        "correlations, two-sided, per voxel and for means over regions."
+    )
+
+
+def _joint_words(settings: Settings) -> str:
+    sentences = []
+    if settings.bands:
+        names = ", ".join(f"`{name}`" for name in settings.bands)
+        sentences.append(
+            f"{names} were also fitted jointly by banded ridge [@himalaya], each with the condition and layer that "
+            "training prefers over the whole brain; R2 was split by the product measure, and what only one band "
+            "explains was taken from the joint fit without it."
+        )
+    if settings.partition:
+        names = ", ".join(f"`{name}`" for name in settings.partition)
+        sentences.append(
+            f"Every pair of instructions of {names} was fitted jointly by banded ridge at the layer that training "
+            "prefers, and unique and shared parts follow from the single and the joint scores, in R2 and, where there "
+            "is a noise ceiling, in normalized correlations, which unlike R2 do not add up."
+        )
+    return " ".join(sentences)
 
 
 #: Training-internal R2 above which a voxel counts as predicted.
 PREDICTED = 0.02
 GROUP_WORDS = (
     "Maps were averaged over participants without Fisher's z. The best instruction and layer of the group are those "
-    "with the highest training-internal R2 on average over participants. Models are compared per participant, "
-    "descriptively; no test over participants was made."
+    "with the highest training-internal R2 on average over participants. Models were compared over participants by "
+    "exact Wilcoxon signed-rank and sign-flip tests of each participant's mean difference, two-sided; with few "
+    "participants these cannot reach the usual levels, and the smallest attainable p is given. The prevalence of an "
+    "effect in the population was estimated from the number of participants with p of at most 0.05 [@ince2021]."
 )
 
 
@@ -156,7 +217,7 @@ def write_participant_report(
     found = find_results(plan.settings.output_dir, [design.participant])
     results = [result for result in found if _planned(plan, design, result)]
     checks = found_checks(plan.settings.output_dir, [model.key for model in plan.models])
-    rows = make_rows(design, delays=plan.settings.delays, n_folds=plan.settings.n_folds)
+    rows = make_rows(design, delays=plan.settings.delays, cv=cv_options(plan.settings, design.participant))
     pictures, tables = roi_content(results)
     page = ParticipantPage(
         participant=design.participant,
@@ -177,9 +238,9 @@ def write_participant_report(
             rows.folds,
             list(rows.run_of_row),
             tuple(run.label for run in design.runs),
-            f"{cv_words(design, plan.settings.n_folds).capitalize()}.",
+            f"{cv_words(design, plan.settings).capitalize()}.",
         ),
-        scores=(score_table(results),) if results else (),
+        scores=(score_table(results), *comparison_tables(results)) if results else (),
         maps=best_maps(results),
         roi_pictures=pictures,
         roi_tables=tables,
@@ -247,7 +308,6 @@ def participant_warnings(
         warnings.append("Made with --sloppy: the low-level features are coarse; use for trying out only.")
     if plan.settings.window_position != "end":
         warnings.append("Windows do not end with their TR, so that features may hold frames shown after it.")
-    warnings += _neighbour_warning(design)
     for windows in design.windows:
         seconds = windows.report["unexplained_seconds"]
         if seconds > 1:
@@ -258,25 +318,15 @@ def participant_warnings(
         sidecar = result.sidecar()
         warnings += sidecar["Warnings"]
         warnings += _edge_warning(result, sidecar)
+        warnings += _untested_warning(result)
     # What concerns all models, such as a damaged film, stands in the sidecar of each.
     return tuple(dict.fromkeys(warnings))
 
 
-def _neighbour_warning(design: ParticipantDesign) -> list[str]:
-    """Warn where segments of one film are on both sides of a split: neighbours may share seconds of film."""
-    segments: dict[str, set[frozenset[str]]] = defaultdict(set)
-    for number, (run, windows) in enumerate(zip(design.runs, design.windows, strict=True)):
-        side = design.test_runs is not None and number in design.test_runs
-        if design.test_runs is None or not side:
-            segments[film_label([run.task])].add(frozenset(windows.stim_files))
-    films = sorted(film for film, shown in segments.items() if len(shown) > 1)
-    if not films:
-        return []
-    where = "the inner splits that choose alpha" if design.test_runs is not None else "the splits"
-    return [
-        f"Segments of {', '.join(films)} are on both sides of {where}: where neighbouring segments overlap in film "
-        "time, these seconds are seen on both sides."
-    ]
+def _untested_warning(result: ModelResult) -> list[str]:
+    """Say why there are no p-values where there are none."""
+    test = read_json(sidecar_path(result.path("p", "best")))["Test"]
+    return [] if test["Method"] else [f"{result.model} is not tested against chance: {test['Reason']}"]
 
 
 def _edge_warning(result: ModelResult, sidecar: Mapping[str, Any]) -> list[str]:

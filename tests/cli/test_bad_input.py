@@ -355,7 +355,9 @@ def test_run_that_ends_before_its_film_starts_is_left_out(call, own_study, tmp_p
     result = participant(call, own_study, tmp_path / "out", "--models", "melspectrogram")
     assert result.status == 0
     assert "ses-001_task-wolf01 is left out: only 0 of 3" in result.err
-    assert "Segments of bourne are on both sides of the splits" in (tmp_path / "out/sub-01.html").read_text("utf-8")
+    assert "of the training segment next to the held-out one are left out" in (tmp_path / "out/sub-01.html").read_text(
+        "utf-8"
+    )
 
 
 def test_atlas_without_a_table_is_refused_before_any_work(call, study, tmp_path):

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bids_mllm.exceptions import DesignError
-from bids_mllm.fit.folds import group_repeats, make_folds
+from bids_mllm.fit.folds import SegmentClock, group_repeats, make_folds
 
 N = 20
 
@@ -151,3 +153,98 @@ def test_too_little_data_is_refused_with_counts(changes, words):
 def test_runs_too_short_for_inner_splits_are_refused():
     with pytest.raises(DesignError, match="inner fold 1 of the fold that holds out run0"):
         folds_of(3, [0, 1, 2], n_rows=6)
+
+
+def schemes_of(groups, films=None, *, scheme, n_folds=2, segments=None, purge=0.0):
+    run_of_row, position = stacked(len(groups))
+    folds = make_folds(
+        run_of_row,
+        position,
+        np.asarray(groups),
+        run_names=[f"run{index}" for index in range(len(groups))],
+        test_runs=None,
+        n_folds=n_folds,
+        purge=purge,
+        scheme=scheme,
+        film_of_run=None if films is None else np.asarray(films),
+        segments=segments,
+    )
+    return folds, run_of_row
+
+
+def held_out(folds, run_of_row):
+    return [sorted(set(run_of_row[fold.test])) for fold in folds]
+
+
+def test_films_are_held_out_whole_and_so_are_they_inside():
+    folds, run_of_row = schemes_of([0, 1, 2, 3, 4], [0, 0, 1, 1, 2], scheme="film")
+    assert held_out(folds, run_of_row) == [[0, 1], [2, 3], [4]]
+    assert [sorted(set(run_of_row[folds[0].train[held]])) for _, held in folds[0].inner] == [[2, 3], [4]]
+
+
+def test_where_one_film_is_left_to_train_on_its_runs_take_turns():
+    folds, run_of_row = schemes_of([0, 1, 2, 3], [0, 0, 1, 1], scheme="film")
+    assert [sorted(set(run_of_row[folds[0].train[held]])) for _, held in folds[0].inner] == [[2], [3]]
+
+
+def test_k_folds_of_neighbouring_groups():
+    folds, run_of_row = schemes_of([0, 1, 0, 2, 3, 4], scheme="kfold", n_folds=2)
+    assert held_out(folds, run_of_row) == [[0, 1, 2, 3], [4, 5]]
+    every = np.sort(np.concatenate([fold.test for fold in folds]))
+    np.testing.assert_array_equal(every, np.arange(len(run_of_row)))
+    assert [sorted(set(run_of_row[folds[1].train[held]])) for _, held in folds[1].inner] == [[0, 1, 2], [3]]
+
+
+def test_fewer_groups_than_folds_are_counted():
+    with pytest.raises(DesignError, match="4 folds of runs are asked for, but there are 3 groups"):
+        schemes_of([0, 1, 2, 0], scheme="kfold", n_folds=4)
+
+
+def test_an_unknown_scheme_is_named():
+    with pytest.raises(ValueError, match="scheme is 'leave', but must be one of auto, run, film, kfold"):
+        schemes_of([0, 1], scheme="leave")
+
+
+@given(
+    groups=st.lists(st.integers(0, 5), min_size=3, max_size=9),
+    scheme=st.sampled_from(["auto", "run", "film", "kfold"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_group_is_ever_on_both_sides(groups, scheme):
+    numbered = np.unique(groups, return_inverse=True)[1]
+    if len(set(groups)) < 3:
+        return
+    folds, run_of_row = schemes_of(numbered, numbered // 2, scheme=scheme, n_folds=3)
+    group_of_row = numbered[run_of_row]
+    tested = np.concatenate([fold.test for fold in folds])
+    np.testing.assert_array_equal(np.sort(tested), np.arange(len(run_of_row)))
+    for fold in folds:
+        assert not set(group_of_row[fold.train]) & set(group_of_row[fold.test])
+        for fit, held in fold.inner:
+            own = group_of_row[fold.train]
+            assert not set(own[fit]) & set(own[held]) or len(set(own)) == 1
+
+
+def test_training_rows_next_to_a_held_out_segment_are_left_out():
+    """Three segments of one film and one of another: the ends that meet lose their margin, the others nothing."""
+    run_of_row, position = stacked(4)
+    clock = SegmentClock(
+        film=np.repeat([0, 0, 0, 1], N),
+        number=np.repeat([1, 2, 3, 1], N),
+        since_start=position,
+        until_end=N - 1 - position,
+        margin=3.0,
+    )
+    folds, _ = schemes_of([0, 1, 2, 3], scheme="run", segments=clock)
+    kept = {
+        fold.name: {run: sorted(position[fold.train][run_of_row[fold.train] == run]) for run in range(4)}
+        for fold in folds
+    }
+    whole, head, tail = list(range(N)), list(range(3, N)), list(range(N - 3))
+    assert kept["run0"] == {0: [], 1: head, 2: whole, 3: whole}
+    assert kept["run1"] == {0: tail, 1: [], 2: head, 3: whole}
+    assert kept["run2"] == {0: whole, 1: tail, 2: [], 3: whole}
+    assert kept["run3"] == {0: whole, 1: whole, 2: whole, 3: []}
+    inner = folds[3].inner
+    assert [len(fit) for fit, _ in inner] == [2 * N - 3, 2 * N - 6, 2 * N - 3]
+    assert [len(held) for _, held in inner] == [N, N, N]

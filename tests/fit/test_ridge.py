@@ -8,8 +8,9 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
 from bids_mllm.fit.delays import delay_rows
+from bids_mllm.fit.design import feature_design
 from bids_mllm.fit.folds import make_folds
-from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge, linear_gram
+from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge
 from bids_mllm.fit.scaling import zscore_segments
 
 ALPHAS = np.logspace(-1, 5, 7)
@@ -58,6 +59,10 @@ def problem():
     return X, zscore_segments(Y, run_of_row), fold
 
 
+def kernel_of(X, device="cpu"):
+    return feature_design(X, device=device, form="kernel")
+
+
 def closed_form(X, Y, alpha):
     return np.linalg.solve(X.T @ X + alpha * np.eye(X.shape[1]), X.T @ Y)
 
@@ -76,7 +81,7 @@ def brute_force(X, Y, fold, alphas):
 @pytest.mark.parametrize("device", DEVICES)
 def test_alphas_scores_and_predictions_are_those_of_brute_force(problem, device):
     X, Y, fold = problem
-    fit = fit_ridge(linear_gram(X, device=device), Y, fold, alphas=ALPHAS, device=device)
+    fit = fit_ridge(kernel_of(X, device), Y, fold, alphas=ALPHAS, device=device, precision="float64")
     scores = brute_force(X, Y, fold, ALPHAS)
     best = ALPHAS[scores.argmax(axis=0)]
     assert len(set(best)) > 2
@@ -89,16 +94,16 @@ def test_alphas_scores_and_predictions_are_those_of_brute_force(problem, device)
 
 def test_predictions_are_those_of_scikit_learn(problem):
     X, Y, fold = problem
-    fit = fit_ridge(linear_gram(X), Y, fold, alphas=ALPHAS)
+    fit = fit_ridge(kernel_of(X), Y, fold, alphas=ALPHAS, precision="float64")
     model = Ridge(alpha=fit.best_alphas, fit_intercept=False).fit(X[fold.train], Y[fold.train])
     np.testing.assert_allclose(fit.predictions, model.predict(X[fold.test]), atol=1e-8)
 
 
 def test_small_blocks_change_nothing(problem):
     X, Y, fold = problem
-    gram = linear_gram(X)
-    whole = fit_ridge(gram, Y, fold, alphas=ALPHAS)
-    blocks = fit_ridge(gram, Y, fold, alphas=ALPHAS, max_block_bytes=5 * 8 * (3 * 120 + 40))
+    gram = kernel_of(X)
+    whole = fit_ridge(gram, Y, fold, alphas=ALPHAS, precision="float64")
+    blocks = fit_ridge(gram, Y, fold, alphas=ALPHAS, precision="float64", max_block_bytes=5 * 8 * (3 * 120 + 40))
     np.testing.assert_allclose(blocks.predictions, whole.predictions, atol=1e-10)
     np.testing.assert_array_equal(blocks.best_alphas, whole.best_alphas)
     np.testing.assert_allclose(blocks.cv_r2, whole.cv_r2, atol=1e-10)
@@ -114,7 +119,7 @@ def test_planted_weights_are_recovered_from_delayed_features():
     weights = rng.normal(size=(15, 6))
     Y = X @ weights
     (fold,) = folds_of(run_of_row[usable], position[usable], test_runs=[1])
-    fit = fit_ridge(linear_gram(X), Y, fold, alphas=np.array([1e-6, 1.0, 1e3]))
+    fit = fit_ridge(kernel_of(X), Y, fold, alphas=np.array([1e-6, 1.0, 1e3]), precision="float64")
     np.testing.assert_array_equal(fit.best_alphas, 1e-6)
     np.testing.assert_allclose(fit.predictions, Y[fold.test], atol=1e-5)
     assert np.all(fit.cv_r2 > 0.9999)
@@ -124,7 +129,7 @@ def test_test_rows_have_no_influence_on_the_choice(problem):
     X, Y, fold = problem
     changed = Y.copy()
     changed[fold.test] = np.random.default_rng(5).normal(size=(len(fold.test), Y.shape[1]))
-    gram = linear_gram(X)
+    gram = kernel_of(X)
     first, second = (fit_ridge(gram, one, fold, alphas=ALPHAS) for one in (Y, changed))
     np.testing.assert_array_equal(first.best_alphas, second.best_alphas)
     np.testing.assert_array_equal(first.predictions, second.predictions)
@@ -133,7 +138,7 @@ def test_test_rows_have_no_influence_on_the_choice(problem):
 
 def test_a_space_without_variance_is_set_aside(problem):
     X, Y, fold = problem
-    fit = fit_ridge(linear_gram(np.zeros_like(X)), Y, fold, alphas=ALPHAS)
+    fit = fit_ridge(kernel_of(np.zeros_like(X)), Y, fold, alphas=ALPHAS)
     np.testing.assert_array_equal(fit.predictions, 0)
     assert np.isnan(fit.cv_r2).all()
     assert np.isnan(fit.best_alphas).all()
@@ -144,7 +149,7 @@ def test_bad_targets_are_set_aside_and_leave_the_others_alone(problem):
     broken = Y.copy()
     broken[5, 2] = np.nan
     broken[fold.train, 4] = 0.0
-    gram = linear_gram(X)
+    gram = kernel_of(X)
     fit, whole = fit_ridge(gram, broken, fold, alphas=ALPHAS), fit_ridge(gram, Y, fold, alphas=ALPHAS)
     bad = np.isin(np.arange(Y.shape[1]), [2, 4])
     assert np.isnan(fit.predictions[:, bad]).all()
@@ -155,7 +160,7 @@ def test_bad_targets_are_set_aside_and_leave_the_others_alone(problem):
 def test_the_backend_is_left_as_it_was(problem):
     X, Y, fold = problem
     before = get_backend().name
-    fit = fit_ridge(linear_gram(X), Y, fold, alphas=ALPHAS)
+    fit = fit_ridge(kernel_of(X), Y, fold, alphas=ALPHAS)
     assert get_backend().name == before
     assert type(fit.predictions) is np.ndarray
 
@@ -165,7 +170,7 @@ def test_a_singular_gram_of_large_scale_is_solved(problem):
     X, Y, fold = problem
     repeated = np.tile(X, (1, 50))
     alphas = np.array([1e-1, 1e1, 1e3])
-    fit = fit_ridge(linear_gram(repeated), Y, fold, alphas=alphas)
+    fit = fit_ridge(kernel_of(repeated), Y, fold, alphas=alphas)
     scores = brute_force(repeated, Y, fold, alphas)
     np.testing.assert_allclose(fit.cv_r2, scores.max(axis=0), atol=1e-6)
 
@@ -175,7 +180,7 @@ def test_missing_features_are_refused(problem):
     gap = X.copy()
     gap[3, 2] = np.nan
     with pytest.raises(ValueError, match="1 non-finite"):
-        linear_gram(gap)
+        kernel_of(gap)
 
 
 def test_the_grid_and_its_edges():
@@ -202,7 +207,7 @@ def test_contiguous_folds_of_noise_have_no_bias():
         X = zscore_segments(autocorrelated(rng, 300, 20), np.zeros(300, dtype=int))
         Y = zscore_segments(autocorrelated(rng, 300, 60), np.zeros(300, dtype=int))
         run_of_row, position = runs_of(1, 300)
-        gram = linear_gram(X)
+        gram = kernel_of(X)
         for fold in folds_of(run_of_row, position, n_folds=3, purge=20.0):
             predicted = fit_ridge(gram, Y, fold, alphas=np.logspace(0, 4, 5)).predictions
             correlations = [np.corrcoef(p, y)[0, 1] for p, y in zip(predicted.T, Y[fold.test].T, strict=True)]

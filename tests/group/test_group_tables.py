@@ -1,38 +1,52 @@
-"""Comparisons and region summaries on hand-made rows."""
+"""Tests over participants and region summaries on hand-made rows."""
 
 import numpy as np
 import pytest
 
-from bids_mllm.group.tables import compare_models, roi_summary
+from bids_mllm.group.tables import group_tests, roi_summary
 
 NAN = np.nan
 
 
-def test_pairs_are_compared_over_the_voxels_both_have():
-    best_r = {
-        "a": np.array([[0.5, 0.2, NAN, 0.1], [NAN, NAN, NAN, NAN]]),
-        "b": np.array([[0.1, 0.3, 0.9, 0.1], [0.1, 0.1, 0.1, 0.1]]),
-    }
-    first, second = compare_models(best_r, participants=("01", "02"))
-    assert (first["participant"], first["model_a"], first["model_b"]) == ("01", "a", "b")
-    assert first["mean_difference"] == pytest.approx(0.1)
-    assert first["share_a_higher"] == pytest.approx(1 / 3)
-    assert first["n_voxels"] == 3
-    assert second["n_voxels"] == 0
-    assert np.isnan(second["mean_difference"])
-    assert np.isnan(second["share_a_higher"])
+def difference_row(participant, value, *, models=("a", "b"), roi="all"):
+    return {
+        "participant": participant, "model_a": models[0], "model_b": models[1], "roi": roi, "mean_difference": value
+    }  # fmt: skip
 
 
-def test_every_pair_and_participant_has_a_row():
-    best_r = {name: np.zeros((2, 3)) for name in "abc"}
-    rows = compare_models(best_r, participants=("01", "02"))
-    assert [(row["model_a"], row["model_b"]) for row in rows[::2]] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert len(rows) == 6
+def test_pairs_are_tested_over_participants():
+    values = [0.05, 0.02, 0.08, 0.01]
+    rows = [difference_row(f"0{number}", value) for number, value in enumerate(values)]
+    rows += [difference_row(f"0{number}", -value, roi="V1") for number, value in enumerate(values)]
+    whole, v1 = group_tests(rows)
+    assert (whole["model_a"], whole["model_b"], whole["roi"], whole["unit"]) == ("a", "b", "all", "participant")
+    assert whole["mean_difference"] == pytest.approx(0.04)
+    assert whole["n_participants"] == 4
+    # All four agree: the two-sided p of 2 in 16 sign patterns, the least that four participants can give.
+    assert whole["p_wilcoxon"] == pytest.approx(0.125)
+    assert whole["p_sign_flip"] == pytest.approx(0.125)
+    assert whole["smallest_p"] == pytest.approx(0.125)
+    assert v1["mean_difference"] == pytest.approx(-0.04)
+    assert v1["p_wilcoxon"] == pytest.approx(0.125)
 
 
-def test_labels_and_rows_must_agree():
-    with pytest.raises(ValueError, match="a has 2 participants, but 1"):
-        compare_models({"a": np.zeros((2, 3))}, participants=("01",))
+def test_participants_without_a_value_do_not_count():
+    rows = [difference_row("01", 0.1), difference_row("02", NAN), difference_row("03", 0.2)]
+    (test,) = group_tests(rows)
+    assert test["n_participants"] == 2
+    assert test["mean_difference"] == pytest.approx(0.15)
+    assert test["smallest_p"] == pytest.approx(0.5)
+
+
+def test_pairs_and_regions_keep_their_order():
+    rows = [difference_row("01", 0.1, models=pair, roi=roi) for pair in ("ab", "ac") for roi in ("all", "V1")]
+    assert [(t["model_b"], t["roi"]) for t in group_tests(rows)] == [
+        ("b", "all"),
+        ("b", "V1"),
+        ("c", "all"),
+        ("c", "V1"),
+    ]
+    assert group_tests([]) == []
 
 
 def roi_row(participant, r, *, roi="V1", r2=None):
@@ -50,6 +64,7 @@ def roi_row(participant, r, *, roi="V1", r2=None):
         "r": r,
         "r2": r2,
         "cv_r2": r / 2,
+        "r_normalized": 2 * r,
         "alpha_edge_share": 0.0,
     }
 
@@ -61,6 +76,7 @@ def test_regions_are_averaged_over_participants():
     assert v1["r"] == pytest.approx(0.3)
     assert v1["r_sem"] == pytest.approx(0.1)
     assert v1["cv_r2"] == pytest.approx(0.15)
+    assert v1["r_normalized"] == pytest.approx(0.6)
     assert np.isnan(v1["r2"])
     assert (a1["roi"], a1["n_participants"]) == ("A1", 1)
     assert np.isnan(a1["r_sem"])

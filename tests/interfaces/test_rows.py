@@ -8,8 +8,9 @@ import pytest
 
 from bids_mllm.align.windows import align_run
 from bids_mllm.exceptions import DesignError
+from bids_mllm.fit.design import delayed_design
 from bids_mllm.interfaces.encoding import FitScores, lost_windows, lost_words
-from bids_mllm.interfaces.rows import grid_key, make_rows, stack_features, stack_targets, without_windows
+from bids_mllm.interfaces.rows import CVOptions, grid_key, make_rows, stack_features, stack_targets, without_windows
 from bids_mllm.records import ParticipantDesign, Run, Showing
 
 TR = 2.0
@@ -26,13 +27,20 @@ def design_of(*runs: tuple[str | list[Showing], int], window=None, test_runs=Non
     return ParticipantDesign("01", "T1w", tuple(made), windows, (), test_runs)
 
 
+def columns_of(design, rows, read, *, high_pass):
+    """Delayed columns of the rows, (n_rows, n_features * n_delays)."""
+    X = stack_features(design, rows, read, high_pass=high_pass)
+    assert len(X) == sum(run.n_volumes for run in design.runs)
+    return delayed_design(X, rows.delayed, form="primal").values.numpy()
+
+
 def kept(rows, n_volumes):
     """Volumes of the only run, as the numbers that the positions in folds stand for."""
     return np.arange(n_volumes)[rows.usable[0]]
 
 
 def test_delays_never_cross_runs():
-    rows = make_rows(design_of(("a", 60), ("b", 40)), delays=(1, 3), n_folds=2)
+    rows = make_rows(design_of(("a", 60), ("b", 40)), delays=(1, 3), cv=CVOptions(n_folds=2))
     assert [usable.sum() for usable in rows.usable] == [57, 37]
     assert not rows.usable[0][:3].any()
     assert not rows.usable[1][:3].any()
@@ -42,13 +50,13 @@ def test_delays_never_cross_runs():
 def test_features_and_bold_stay_paired_where_runs_differ_in_length():
     """The BOLD of a volume is what was shown two TRs before, in every run another film."""
     design = design_of(("a", 40), ("b", 25), ("c", 33))
-    rows = make_rows(design, delays=(2,), n_folds=2)
+    rows = make_rows(design, delays=(2,), cv=CVOptions(n_folds=2))
     rng = np.random.default_rng(0)
     features = [rng.standard_normal((design.windows[run].grids[0].n_windows, 1)) for run in range(3)]
     bold = [np.full((run.n_volumes, 1), 1e3) for run in design.runs]
     for number, run in enumerate(design.runs):
         bold[number][2:] = features[number][: run.n_volumes - 2]
-    X = stack_features(design, rows, lambda run, showing: features[run], high_pass=0.0)
+    X = columns_of(design, rows, lambda run, showing: features[run], high_pass=0.0)
     Y = stack_targets(np.concatenate(bold), rows)
     assert X.shape == Y.shape == (38 + 23 + 31, 1)
     for run in range(3):
@@ -60,9 +68,9 @@ def test_features_and_bold_stay_paired_where_runs_differ_in_length():
 
 def test_the_planted_row_time_comes_out_in_the_block_of_its_delay():
     design = design_of(("a", 60), ("b", 40))
-    rows = make_rows(design, delays=(0, 1, 4), n_folds=2)
+    rows = make_rows(design, delays=(0, 1, 4), cv=CVOptions(n_folds=2))
     times = np.arange(600, dtype=float)[:, None]
-    X = stack_features(design, rows, lambda run, showing: times, high_pass=0.0)
+    X = columns_of(design, rows, lambda run, showing: times, high_pass=0.0)
     for run, n_volumes in enumerate((60, 40)):
         at = np.arange(4, n_volumes, dtype=float)
         scaled = (np.arange(n_volumes) - (n_volumes - 1) / 2) / np.arange(n_volumes).std()
@@ -73,7 +81,7 @@ def test_the_planted_row_time_comes_out_in_the_block_of_its_delay():
 
 def test_each_showing_reads_its_own_features():
     design = design_of(([Showing("a", 0.0, 0.0, 40.0), Showing("b", 40.0, 0.0, 40.0)], 40), ("c", 60))
-    rows = make_rows(design, delays=(0,), n_folds=2)
+    rows = make_rows(design, delays=(0,), cv=CVOptions(n_folds=2))
     tables = {(0, 0): 10.0, (0, 1): 20.0, (1, 0): 30.0}
     seen = []
 
@@ -82,7 +90,7 @@ def test_each_showing_reads_its_own_features():
         base = tables[run, showing]
         return base + np.arange(600, dtype=float)[:, None] % 7
 
-    X = stack_features(design, rows, read, high_pass=0.0)
+    X = columns_of(design, rows, read, high_pass=0.0)
     assert sorted(seen) == sorted(tables)
     first = X[rows.run_of_row == 0, 0]
     expected = np.concatenate([10 + np.arange(20) % 7, 20 + np.arange(20) % 7])
@@ -92,7 +100,7 @@ def test_each_showing_reads_its_own_features():
 @pytest.mark.parametrize(("delays", "window", "purged"), [((1, 2, 3), None, 3), ((1,), 8.0, 4), ((2, 5), 7.0, 5)])
 def test_exactly_max_of_delay_and_window_is_purged_on_both_sides_of_a_single_run(delays, window, purged):
     n_volumes, n_folds = 200, 4
-    rows = make_rows(design_of(("a", n_volumes), window=window), delays=delays, n_folds=n_folds)
+    rows = make_rows(design_of(("a", n_volumes), window=window), delays=delays, cv=CVOptions(n_folds=n_folds))
     volume = kept(rows, n_volumes)
     assert len(rows.folds) == n_folds
     assert sorted(np.concatenate([volume[f.test] for f in rows.folds])) == volume.tolist()
@@ -109,7 +117,7 @@ def test_exactly_max_of_delay_and_window_is_purged_on_both_sides_of_a_single_run
 
 def test_no_training_row_of_a_cut_run_reads_a_window_of_the_held_out_part():
     delays = (1, 2, 3)
-    rows = make_rows(design_of(("a", 120)), delays=delays, n_folds=3)
+    rows = make_rows(design_of(("a", 120)), delays=delays, cv=CVOptions(n_folds=3))
     volume = kept(rows, 120)
     for fold in rows.folds:
         held = set(volume[fold.test])
@@ -117,7 +125,7 @@ def test_no_training_row_of_a_cut_run_reads_a_window_of_the_held_out_part():
 
 
 def test_segments_are_cut_at_the_edges_of_folds():
-    rows = make_rows(design_of(("a", 123)), delays=(1, 2), n_folds=3)
+    rows = make_rows(design_of(("a", 123)), delays=(1, 2), cv=CVOptions(n_folds=3))
     for fold in rows.folds:
         held = set(rows.segment_of_row[fold.test])
         assert len(held) == 1
@@ -126,14 +134,14 @@ def test_segments_are_cut_at_the_edges_of_folds():
 
 
 def test_segments_are_runs_where_films_take_turns():
-    rows = make_rows(design_of(("a", 60), ("b", 40)), delays=(1,), n_folds=2)
+    rows = make_rows(design_of(("a", 60), ("b", 40)), delays=(1,), cv=CVOptions(n_folds=2))
     np.testing.assert_array_equal(rows.segment_of_row, rows.run_of_row)
     assert [fold.name for fold in rows.folds] == ["task-t0", "task-t1"]
 
 
 def test_two_viewings_of_one_film_are_cut_at_the_same_instants_of_the_film():
     design = design_of(("a", 100), ([Showing("a", 10.0)], 110))
-    rows = make_rows(design, delays=(1, 2), n_folds=4)
+    rows = make_rows(design, delays=(1, 2), cv=CVOptions(n_folds=4))
     instant = np.concatenate([w.start[u] for w, u in zip(design.windows, rows.usable, strict=True)])
     for fold in rows.folds:
         held, train = set(np.round(instant[fold.test], 6)), set(np.round(instant[fold.train], 6))
@@ -146,14 +154,14 @@ def test_two_viewings_of_one_film_are_cut_at_the_same_instants_of_the_film():
 def test_a_film_shown_twice_within_one_run_stays_on_one_side():
     shown = [Showing("a", 0.0, 0.0, 100.0), Showing("a", 120.0, 0.0, 100.0)]
     design = design_of((shown, 115), film=100.0)
-    rows = make_rows(design, delays=(1,), n_folds=3)
+    rows = make_rows(design, delays=(1,), cv=CVOptions(n_folds=3))
     instant = design.windows[0].start[rows.usable[0]]
     for fold in rows.folds:
         assert set(np.round(instant[fold.test], 6)).isdisjoint(np.round(instant[fold.train], 6))
 
 
 def test_fixed_test_runs_are_one_fold():
-    rows = make_rows(design_of(("a", 30), ("b", 20), ("c", 25), test_runs=(1,)), delays=(1,), n_folds=2)
+    rows = make_rows(design_of(("a", 30), ("b", 20), ("c", 25), test_runs=(1,)), delays=(1,), cv=CVOptions(n_folds=2))
     (fold,) = rows.folds
     assert set(rows.run_of_row[fold.test]) == {1}
     assert set(rows.run_of_row[fold.train]) == {0, 2}
@@ -161,17 +169,17 @@ def test_fixed_test_runs_are_one_fold():
 
 def test_the_high_pass_of_the_bold_takes_the_same_drift_out_of_features():
     design = design_of(("a", 150), ("b", 150))
-    rows = make_rows(design, delays=(0,), n_folds=2)
+    rows = make_rows(design, delays=(0,), cv=CVOptions(n_folds=2))
     drift = np.cos(np.pi * (np.arange(600) + 0.5) / 150)  # half a cosine over the run
     signal = np.sin(2 * np.pi * np.arange(600) / 6)
-    X = stack_features(design, rows, lambda run, showing: (5 * drift + signal)[:, None], high_pass=0.01)
+    X = columns_of(design, rows, lambda run, showing: (5 * drift + signal)[:, None], high_pass=0.01)
     assert np.corrcoef(X[:150, 0], signal[:150])[0, 1] > 0.999
     assert abs(np.corrcoef(X[:150, 0], drift[:150])[0, 1]) < 1e-6
 
 
 def test_targets_are_scaled_within_each_segment():
     design = design_of(("a", 60), ("b", 40))
-    rows = make_rows(design, delays=(1,), n_folds=2)
+    rows = make_rows(design, delays=(1,), cv=CVOptions(n_folds=2))
     series = np.random.default_rng(1).standard_normal((100, 2)) * 7 + 100
     Y = stack_targets(series, rows)
     by_hand = [series[1:60], series[61:100]]
@@ -181,7 +189,7 @@ def test_targets_are_scaled_within_each_segment():
 def test_volumes_before_the_steady_state_are_left_out_but_their_film_counts():
     design = design_of(("a", 60), ("b", 40))
     late = replace(design.runs[0], non_steady_state=5)
-    rows = make_rows(replace(design, runs=(late, design.runs[1])), delays=(1, 2), n_folds=2)
+    rows = make_rows(replace(design, runs=(late, design.runs[1])), delays=(1, 2), cv=CVOptions(n_folds=2))
     assert np.flatnonzero(rows.usable[0])[0] == 5
     assert np.flatnonzero(rows.usable[1])[0] == 2
 
@@ -190,7 +198,7 @@ def test_inner_folds_of_a_run_with_two_films_follow_the_run():
     """Two runs of two films each: what is left to train on is one run, cut in the order of its volumes."""
     first = [Showing("a", 0.0, 0.0, 80.0), Showing("b", 80.0, 0.0, 80.0)]
     second = [Showing("c", 0.0, 0.0, 80.0), Showing("d", 80.0, 0.0, 80.0)]
-    rows = make_rows(design_of((first, 80), (second, 80), film=80.0), delays=(1, 2), n_folds=3)
+    rows = make_rows(design_of((first, 80), (second, 80), film=80.0), delays=(1, 2), cv=CVOptions(n_folds=3))
     volumes = np.concatenate([np.flatnonzero(usable) for usable in rows.usable])
     for fold in rows.folds:
         trained = volumes[fold.train]
@@ -227,8 +235,8 @@ def without(design, *manifests):
 def test_exactly_the_volumes_whose_own_or_delayed_window_is_lost_are_left_out(delays):
     design = design_of(("a", 60), ("b", 40))
     lost = {20, 21, 33}
-    whole = make_rows(design, delays=delays, n_folds=2)
-    rows = make_rows(without(design, manifest_of(design, lost)), delays=delays, n_folds=2)
+    whole = make_rows(design, delays=delays, cv=CVOptions(n_folds=2))
+    rows = make_rows(without(design, manifest_of(design, lost)), delays=delays, cv=CVOptions(n_folds=2))
     own = design.windows[0].index
     # The volume of window 20 is read by itself and by the volumes that are a delay later.
     hit = {v for v in range(60) if any(v - d >= 0 and own[v - d] in lost for d in (0, *delays))}
@@ -243,13 +251,13 @@ def test_features_of_the_windows_that_are_left_are_finite_and_paired():
     features = [np.random.default_rng(run).standard_normal((600, 2)) for run in range(2)]
     features[0][[20, 21]] = np.nan
     left = without(design, manifest_of(design, {20, 21}))
-    rows = make_rows(left, delays=(1, 2), n_folds=2)
-    X = stack_features(left, rows, lambda run, showing: features[run], high_pass=0.01)
+    rows = make_rows(left, delays=(1, 2), cv=CVOptions(n_folds=2))
+    X = columns_of(left, rows, lambda run, showing: features[run], high_pass=0.01)
     assert X.shape == (len(rows.run_of_row), 4)
     assert np.isfinite(X).all()
     # Where the lost ones stand in the features makes no difference to any other.
     features[0][[20, 21]] = 1e6
-    np.testing.assert_array_equal(X, stack_features(left, rows, lambda run, showing: features[run], high_pass=0.01))
+    np.testing.assert_array_equal(X, columns_of(left, rows, lambda run, showing: features[run], high_pass=0.01))
 
 
 def test_what_one_model_lacks_is_left_out_for_all_and_other_grids_are_not_touched():
@@ -294,16 +302,16 @@ def test_nothing_lost_is_the_same_design():
 def test_a_film_that_is_lost_altogether_leaves_the_others():
     design = design_of(("a", 60), ("b", 60), ("c", 60))
     left = without(design, manifest_of(design, range(600)))
-    rows = make_rows(left, delays=(1,), n_folds=2)
+    rows = make_rows(left, delays=(1,), cv=CVOptions(n_folds=2))
     assert [fold.name for fold in rows.folds] == ["task-t1", "task-t2"]
     assert set(rows.run_of_row) == {1, 2}
-    X = stack_features(left, rows, lambda run, showing: np.arange(600.0)[:, None], high_pass=0.0)
+    X = columns_of(left, rows, lambda run, showing: np.arange(600.0)[:, None], high_pass=0.0)
     assert len(X) == len(rows.run_of_row)
 
 
 def test_where_one_film_is_left_its_parts_are_scaled_apart():
     design = design_of(("a", 60), ("b", 90))
-    rows = make_rows(without(design, manifest_of(design, range(600))), delays=(1,), n_folds=3)
+    rows = make_rows(without(design, manifest_of(design, range(600))), delays=(1,), cv=CVOptions(n_folds=3))
     assert len(rows.folds) == 3
     for fold in rows.folds:
         assert set(rows.segment_of_row[fold.test]).isdisjoint(rows.segment_of_row[fold.train])
@@ -312,7 +320,7 @@ def test_where_one_film_is_left_its_parts_are_scaled_apart():
 def test_too_little_left_is_one_sentence():
     design = design_of(("a", 60), ("b", 60), test_runs=(1,))
     with pytest.raises(DesignError, match=r"at least one of each is needed"):
-        make_rows(without(design, manifest_of(design, range(600))), delays=(1,), n_folds=2)
+        make_rows(without(design, manifest_of(design, range(600))), delays=(1,), cv=CVOptions(n_folds=2))
 
 
 def test_words_say_how_much_of_which_film_is_lost():

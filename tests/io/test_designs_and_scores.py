@@ -74,7 +74,10 @@ def test_a_damaged_design_is_one_sentence(tmp_path):
 
 def test_scores_come_back_the_same(tmp_path):
     rng = np.random.default_rng(0)
-    maps = {name: rng.standard_normal((2, 3, 5)).astype(np.float32) for name in ("r", "r2", "cv_r2", "alpha")}
+    maps = {
+        name: rng.standard_normal((2, 3, 5)).astype(np.float32)
+        for name in ("r", "r_concatenated", "r2", "cv_r2", "alpha")
+    }
     maps["r"][0, 0, 0] = np.nan
     scores = ModelScores(
         model="tinymllm",
@@ -88,6 +91,7 @@ def test_scores_come_back_the_same(tmp_path):
         best_layer=np.array([2, 1, -1, 0, 0], dtype=np.int16),
         condition_best_r=maps["r"][:, 0],
         condition_best_layer=np.zeros((2, 5), dtype=np.int16),
+        fold_cv_r2=maps["r"][..., 0][None],
         fold_names=("ses-001_task-life01, ses-002_task-life01", "ü"),
         warnings=("Layer 0 has no variance.",),
     )

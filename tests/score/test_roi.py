@@ -28,6 +28,7 @@ def scores():
         conditions=CONDITIONS,
         layers=(0, 12),
         r=r,
+        r_concatenated=r,
         r2=r / 100,
         cv_r2=r / 10,
         alpha=np.ones_like(r),
@@ -38,6 +39,7 @@ def scores():
         best_layer=np.array([1, 1, 0, 0, 1, -1], dtype=np.int16),
         condition_best_r=np.array([[5, 7, 0, 1, 3, np.nan], [6, 8, 0, 2, 4, np.nan]]),
         condition_best_layer=np.array([[0, 1, 0, 1, 1, -1], [0, 0, 0, 0, 0, -1]], dtype=np.int16),
+        fold_cv_r2=np.zeros((1, 2, 2)),
         fold_names=("f",),
     )
 

@@ -11,6 +11,7 @@ from bids_mllm.score.selection import ScoreBoard
 CONDITIONS = (Condition("generated", "AR"), Condition("last", "AR"))
 LAYERS = (0, 6, 12)
 N_FOLDS, N_VOXELS = 3, 7
+N_TEST = (4, 6, 5)
 
 
 @pytest.fixture
@@ -24,22 +25,37 @@ def values():
     for array in (r, r2, cv_r2):
         array[..., 5] = np.nan
         array[1, 0, 1] = np.nan
+    r_rows = rng.normal(size=shape)
+    r_rows[..., 5] = np.nan
+    r_rows[1, 0, 1] = np.nan
     return {
         "r": r,
+        "r_rows": r_rows,
         "r2": r2,
         "cv_r2": cv_r2,
         "alpha": 10.0 ** rng.integers(0, 5, size=shape),
         "at_edge": rng.random(shape) < 0.2,
+        "predictions": rng.normal(size=(*shape[:3], max(N_TEST), N_VOXELS)),
     }
 
 
+def at(values, place):
+    """The values of one place; predictions have as many rows as its fold."""
+    own = {name: array[place] for name, array in values.items()}
+    return own | {"predictions": own["predictions"][: N_TEST[place[0]]]}
+
+
 def filled(values, order=None):
-    board = ScoreBoard(CONDITIONS, LAYERS, N_VOXELS, N_FOLDS)
+    return board_of(values, order)[1]
+
+
+def board_of(values, order=None):
+    board = ScoreBoard(CONDITIONS, LAYERS, N_VOXELS, N_TEST)
     places = list(product(range(N_FOLDS), range(len(CONDITIONS)), range(len(LAYERS))))
     for index in order if order is not None else range(len(places)):
         place = places[index]
-        board.add(*place, **{name: array[place] for name, array in values.items()})
-    return board.result("model", ["one", "two", "three"], ["a warning"])
+        board.add(*place, **at(values, place))
+    return board, board.result("model", ["one", "two", "three"], ["a warning"])
 
 
 def test_means_over_folds(values):
@@ -88,6 +104,33 @@ def test_the_choice_maps_hold_the_highest_mean_training_score(values):
     assert scores.best_layer.dtype == scores.condition_best_layer.dtype == np.int16
 
 
+def test_the_concatenated_r_weighs_folds_by_their_rows(values):
+    expected = np.average(values["r_rows"], axis=0, weights=N_TEST)
+    np.testing.assert_allclose(filled(values).r_concatenated, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_predictions_are_those_of_each_folds_own_choice(values):
+    board, _ = board_of(values)
+    for fold in range(N_FOLDS):
+        predictions = board.best_predictions(fold)
+        assert predictions.shape == (N_TEST[fold], N_VOXELS)
+        for voxel in range(N_VOXELS):
+            training = values["cv_r2"][fold, :, :, voxel]
+            if not np.isfinite(training).any():
+                assert np.isnan(predictions[:, voxel]).all()
+                continue
+            place = np.unravel_index(np.nanargmax(training), training.shape)
+            expected = values["predictions"][(fold, *place)][: N_TEST[fold], voxel]
+            np.testing.assert_allclose(predictions[:, voxel], expected, rtol=1e-6)
+
+
+def test_the_training_score_of_a_whole_brain_is_kept_by_fold(values):
+    training = values["cv_r2"]
+    positive = np.where(np.isfinite(training), np.maximum(training, 0), np.nan)
+    expected = np.array([[[np.nanmean(x) if np.isfinite(x).any() else np.nan for x in c] for c in f] for f in positive])
+    np.testing.assert_allclose(filled(values).fold_cv_r2, expected, rtol=1e-5)
+
+
 def test_a_voxel_set_aside_is_nan(values):
     scores = filled(values)
     assert np.isnan(scores.best_r[5])
@@ -111,8 +154,8 @@ def test_held_out_scores_do_not_choose(values):
 
 
 def test_a_place_is_filled_once_and_every_place_is(values):
-    board = ScoreBoard(CONDITIONS, LAYERS, N_VOXELS, 1)
-    place = {name: array[0, 0, 0] for name, array in values.items()}
+    board = ScoreBoard(CONDITIONS, LAYERS, N_VOXELS, N_TEST[:1])
+    place = at(values, (0, 0, 0))
     board.add(0, 0, 0, **place)
     with pytest.raises(ValueError, match="added before"):
         board.add(0, 0, 0, **place)
@@ -129,8 +172,8 @@ def test_memory_does_not_grow_with_folds_times_spaces():
     sizes = []
     for n_folds in (1, 9):
         tracemalloc.start()
-        ScoreBoard(CONDITIONS[:1], range(n_layers), n_voxels, n_folds)
+        ScoreBoard(CONDITIONS[:1], range(n_layers), n_voxels, [0] * n_folds)
         sizes.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.stop()
     assert (sizes[1] - sizes[0]) / 8 < 10 * 8 * n_voxels
-    assert sizes[0] < (4 * n_layers + 60) * 8 * n_voxels
+    assert sizes[0] < (5 * n_layers + 60) * 8 * n_voxels

@@ -1,0 +1,220 @@
+"""Nodes that fit several feature spaces jointly: bands of models, and pairs of instructions of one model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiPath, SimpleInterface, TraitedSpec, traits
+from tqdm import tqdm
+
+from bids_mllm.exceptions import DesignError
+from bids_mllm.fit.banded import BandedFit, band_weights, fit_banded
+from bids_mllm.fit.design import Design
+from bids_mllm.fit.ridge import alpha_grid, fit_ridge
+from bids_mllm.interfaces.encoding import (
+    Brain,
+    FitOptions,
+    ModelFeatures,
+    Space,
+    fit_options_from_json,
+    lost_windows,
+)
+from bids_mllm.interfaces.rows import make_rows, without_windows
+from bids_mllm.io.design import read_design
+from bids_mllm.io.files import read_json, write_json
+from bids_mllm.io.scores import load_scores, save_bands, save_pairs
+from bids_mllm.outcomes import BandScores, PairScores
+from bids_mllm.records import Condition, FloatArray, Fold, ModelScores
+from bids_mllm.score.held_out import ColumnScores, score_columns
+from bids_mllm.score.partition import product_measure
+
+# Points of the simplex for a pair, corners included; every pair costs as many fits.
+PAIR_POINTS = 5
+
+
+class _JointInputSpec(BaseInterfaceInputSpec):
+    design = File(exists=True, mandatory=True, desc="JSON of a ParticipantDesign")
+    bold = File(exists=True, mandatory=True, desc="JSON that PrepareBold wrote")
+    manifests = InputMultiPath(File(exists=True), mandatory=True, desc="JSONs of feature entries")
+    scores = File(exists=True, mandatory=True, desc="JSON that FitScores wrote")
+    options = traits.Str(mandatory=True, desc="JSON of FitOptions")
+    bands = traits.List(traits.Str(), desc="models or tables to fit jointly")
+    partition = traits.Str("{}", usedefault=True, desc="JSON: for each model the keys of the instructions to pair")
+    device = traits.Str("cpu", usedefault=True, nohash=True)
+    max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True)
+    app_version = traits.Str(mandatory=True)
+
+
+class _JointOutputSpec(TraitedSpec):
+    joint = File(exists=True, desc="JSON: files of the bands and of the pairs of each model")
+
+
+class FitJointly(SimpleInterface):
+    """Fit bands of models jointly and part the variance of pairs of instructions."""
+
+    input_spec = _JointInputSpec
+    output_spec = _JointOutputSpec
+
+    def _run_interface(self, runtime: Any) -> Any:
+        folder = Path(runtime.cwd)
+        options = fit_options_from_json(self.inputs.options)
+        work = _Joint.open(self.inputs, options)
+        written: dict[str, Any] = {"bands": None, "pairs": {}}
+        if self.inputs.bands:
+            written["bands"] = str(folder / "bands.npz")
+            save_bands(folder / "bands.npz", work.fit_bands(self.inputs.bands))
+        for number, (model, instructions) in enumerate(json.loads(self.inputs.partition).items()):
+            path = folder / f"pairs_{number}.npz"
+            save_pairs(path, work.fit_pairs(model, instructions))
+            written["pairs"][model] = str(path)
+        write_json(folder / "joint.json", written)
+        self._results["joint"] = str(folder / "joint.json")
+        return runtime
+
+
+class _Joint:
+    """The brain, the features and the single scores of one participant."""
+
+    def __init__(
+        self,
+        brain: Brain,
+        features: Mapping[str, ModelFeatures],
+        scores: Mapping[str, ModelScores],
+        options: FitOptions,
+        max_block_bytes: int,
+    ) -> None:
+        self.brain, self.features, self.scores, self.options = brain, features, scores, options
+        self.max_block_bytes = max_block_bytes
+        low, high, number = options.alphas
+        self.alphas = alpha_grid(low, high, int(number))
+
+    @classmethod
+    def open(cls, inputs: Any, options: FitOptions) -> "_Joint":
+        manifests = [read_json(Path(path)) for path in inputs.manifests]
+        design = read_design(Path(inputs.design))
+        lost = lost_windows(manifests)
+        design = without_windows(design, {key: set(reasons) for key, reasons in lost.items()})
+        rows = make_rows(design, delays=options.delays, cv=options.cv)
+        brain = Brain(Path(read_json(Path(inputs.bold))["series"]), rows, inputs.device, options)
+        wanted = dict.fromkeys([*inputs.bands, *json.loads(inputs.partition)])
+        features = {
+            model: ModelFeatures(design, model, [one for one in manifests if one["model"] == model], options)
+            for model in wanted
+        }
+        index = read_json(Path(inputs.scores))["models"]
+        scores = {model: load_scores(Path(index[model]["scores"])) for model in wanted}
+        return cls(brain, features, scores, options, inputs.max_block_bytes)
+
+    def design(self, model: str, condition: Condition, layer: int) -> Design:
+        """Design of one feature space."""
+        return Space(self.features[model].matrix(self.brain.rows, condition, layer), self.brain, None).whole
+
+    def fit_bands(self, names: Sequence[str]) -> BandScores:
+        """Fit the best feature space of each model jointly, and jointly without each."""
+        parts: list[tuple[Any, ...]] = []
+        spaces = []
+        for number, fold in enumerate(tqdm(self.brain.rows.folds, desc=f"fit bands {', '.join(names)}", unit="fold")):
+            chosen = [self._best_space(name, number) for name in names]
+            spaces.append(tuple(f"{condition.label} layer {layer}" for condition, layer in chosen))
+            designs = [self.design(name, *space) for name, space in zip(names, chosen, strict=True)]
+            joint = self._banded(designs, fold)
+            scores = self._score(joint.predictions, fold)
+            without = [self._without(designs, band, fold) for band in range(len(names))]
+            truth = self.brain.Y[fold.test]
+            less = (np.stack([one.r for one in without]), np.stack([one.r2 for one in without]))
+            parts.append((scores.r, scores.r2, _product(truth, joint.band_predictions), *less, joint.band_weights))
+        return BandScores(tuple(names), tuple(spaces), *_means(parts))
+
+    def fit_pairs(self, model: str, instructions: Sequence[str]) -> PairScores:
+        """Fit every condition of a model and every pair of them, at the layer that training prefers."""
+        scores = self.scores[model]
+        conditions = paired_conditions(model, scores.conditions, instructions)
+        own = [scores.conditions.index(condition) for condition in conditions]
+        pairs = tuple(combinations(range(len(conditions)), 2))
+        parts: list[tuple[Any, ...]] = []
+        layers = []
+        for number, fold in enumerate(self.brain.rows.folds):
+            place = int(np.nanargmax(np.nan_to_num(scores.fold_cv_r2[number][own].mean(axis=0), nan=-1.0)))
+            layers.append(scores.layers[place])
+            designs = [self.design(model, condition, layers[-1]) for condition in conditions]
+            single = [self._single(design, fold) for design in designs]
+            joint = [
+                self._score(self._banded([designs[a], designs[b]], fold).predictions, fold)
+                for a, b in tqdm(pairs, desc=f"fit pairs {model} {fold.name}", unit="pair")
+            ]
+            parts.append(
+                tuple(
+                    np.stack([getattr(one, name) for one in some]) for some in (single, joint) for name in ("r", "r2")
+                )
+            )
+        labels = tuple(condition.label for condition in conditions)
+        return PairScores(model, labels, tuple(layers), pairs, *_means(parts))
+
+    def _best_space(self, model: str, fold: int) -> tuple[Condition, int]:
+        scores = self.scores[model]
+        values = np.nan_to_num(scores.fold_cv_r2[fold], nan=-1.0)
+        condition, layer = np.unravel_index(int(values.argmax()), values.shape)
+        return scores.conditions[condition], scores.layers[layer]
+
+    def _banded(self, designs: Sequence[Design], fold: Fold) -> BandedFit:
+        weights = band_weights(2, PAIR_POINTS) if len(designs) == 2 else None
+        return fit_banded(
+            designs, self.brain.targets, fold, alphas=self.alphas, weights=weights, solver=self.options.solver,
+            device=self.brain.device, max_block_bytes=self.max_block_bytes,
+        )  # fmt: skip
+
+    def _single(self, design: Design, fold: Fold) -> ColumnScores:
+        fit = fit_ridge(
+            design, self.brain.targets, fold, alphas=self.alphas, solver=self.options.solver,
+            device=self.brain.device, max_block_bytes=self.max_block_bytes,
+        )  # fmt: skip
+        return self._score(fit.predictions, fold)
+
+    def _without(self, designs: Sequence[Design], band: int, fold: Fold) -> ColumnScores:
+        others = [design for number, design in enumerate(designs) if number != band]
+        if len(others) == 1:
+            return self._single(others[0], fold)
+        return self._score(self._banded(others, fold).predictions, fold)
+
+    def _score(self, predictions: FloatArray, fold: Fold) -> ColumnScores:
+        segments = self.brain.rows.segment_of_row[fold.test]
+        return score_columns(self.brain.Y, predictions, segments, rows=fold.test, device=self.brain.device)
+
+
+def paired_conditions(
+    model: str, conditions: Sequence[Condition], instructions: Sequence[str]
+) -> tuple[Condition, ...]:
+    """Conditions of the first pooling that carries two or more of the instructions.
+
+    Raises
+    ------
+    DesignError
+        When no pooling does.
+    """
+    for pooling in dict.fromkeys(condition.pooling for condition in conditions):
+        own = tuple(c for c in conditions if c.pooling == pooling and c.instruction in instructions)
+        if len(own) >= 2:
+            return own
+    raise DesignError(
+        f"--partition names {model}, which has fewer than two instructions to pair; name a model that follows "
+        "instructions and ask for two or more of them."
+    )
+
+
+def _product(truth: FloatArray, band_predictions: FloatArray) -> FloatArray:
+    """Product measure about the mean of the held-out rows, to which R2 refers, in blocks of voxels."""
+    centred = truth - truth.mean(axis=0)
+    parts = []
+    for start in range(0, truth.shape[1], 4096):
+        block = slice(start, start + 4096)
+        predicted = band_predictions[:, :, block] - truth[:, block].mean(axis=0) / len(band_predictions)
+        parts.append(product_measure(centred[:, block], predicted))
+    return np.concatenate(parts, axis=1)
+
+
+def _means(parts: Sequence[tuple[Any, ...]]) -> list[FloatArray]:
+    """Mean over folds of each array, float32."""
+    return [np.mean(np.stack(arrays), axis=0).astype(np.float32) for arrays in zip(*parts, strict=True)]

@@ -1,0 +1,214 @@
+"""Rows of a participant's tables, and the comparison of its models: plain functions, usable without nipype."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from bids_mllm.interfaces.participant_maps import ModelResults, pair_labels, pair_partitions, relative_depths
+from bids_mllm.outcomes import CeilingMap, PairScores
+from bids_mllm.records import Atlas, BoolArray, FloatArray
+from bids_mllm.score.layers import (
+    hierarchy_correlation,
+    layer_profile,
+    preferred_depth_argmax,
+    preferred_depth_mass,
+)
+from bids_mllm.score.multiplicity import fdr
+from bids_mllm.score.paired import BlockScores, PairedTest, paired_sign_flip, region_sign_flip
+from bids_mllm.score.roi import LEVEL, VoxelStatistics, region_means, roi_table
+
+ALL = "all"
+# Blocks from which a sign-flip p can reach 0.05.
+MIN_BLOCKS = 6
+Method = Literal["bh", "by"]
+
+
+@dataclass(frozen=True)
+class ComparisonOptions:
+    """How models are compared and p-values are adjusted."""
+
+    fdr: Method = "bh"
+    n_permutations: int = 5000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One pair of models: the test of every voxel, its false discovery rate over all pairs, and that of regions."""
+
+    model_a: str
+    model_b: str
+    test: PairedTest
+    q: FloatArray
+    regional: PairedTest
+
+
+def rate_of(results: Mapping[str, FloatArray], method: Method) -> dict[str, FloatArray]:
+    """False discovery rate over the voxels of all models together; `results` are p-values (n_voxels,) by model."""
+    if not results:
+        return {}
+    q = fdr(np.stack(list(results.values())), method=method)
+    return dict(zip(results, q, strict=True))
+
+
+def compare_pairs(
+    results: Mapping[str, ModelResults], atlases: Sequence[Atlas], options: ComparisonOptions
+) -> list[Comparison]:
+    """Compare every pair of models on the same held-out rows."""
+    pairs = pair_labels(list(results))
+    if not pairs or len(next(iter(results.values())).held_out.block_products) < MIN_BLOCKS:
+        return []
+    regions = np.stack([inside for _, inside in _regions(atlases, len(next(iter(results.values())).q))])
+    blocks = {model: _blocks(one) for model, one in results.items()}
+    n_permutations, seed = options.n_permutations, options.seed
+    tests = {(a, b): paired_sign_flip(blocks[a], blocks[b], n_permutations=n_permutations, seed=seed) for a, b in pairs}
+    rates = fdr(np.stack([test.p for test in tests.values()]), method=options.fdr)
+    comparisons = []
+    for (a, b), q in zip(pairs, rates, strict=True):
+        regional = region_sign_flip(blocks[a], blocks[b], regions, n_permutations=n_permutations, seed=seed)
+        comparisons.append(Comparison(a, b, tests[a, b], q, regional))
+    return comparisons
+
+
+def _blocks(results: ModelResults) -> BlockScores:
+    return BlockScores(results.held_out.block_products, results.held_out.block_energies)
+
+
+def comparison_rows(
+    participant: str, comparisons: Sequence[Comparison], atlases: Sequence[Atlas], options: ComparisonOptions
+) -> list[dict[str, Any]]:
+    """One row a pair and region: the mean difference over the voxels of the region and its sign-flip p."""
+    rows = []
+    for one in comparisons:
+        for number, (name, inside) in enumerate(_regions(atlases, len(one.q))):
+            voxels = inside & np.isfinite(one.test.difference)
+            own = one.test.difference[voxels]
+            significant = voxels & (one.q <= LEVEL)
+            rows.append(
+                {
+                    "participant": participant,
+                    "model_a": one.model_a,
+                    "model_b": one.model_b,
+                    "roi": name,
+                    "mean_difference": float(one.regional.difference[number]),
+                    "share_a_higher": float((own > 0).mean()) if own.size else float("nan"),
+                    "n_voxels": int(own.size),
+                    "p": float(one.regional.p[number]),
+                    "smallest_p": one.regional.smallest_p,
+                    "n_a_higher": int((significant & (one.test.difference > 0)).sum()),
+                    "n_b_higher": int((significant & (one.test.difference < 0)).sum()),
+                }
+            )
+    if rows:
+        for row, q in zip(rows, fdr(np.array([row["p"] for row in rows]), method=options.fdr), strict=True):
+            row["q"] = float(q)
+    return rows
+
+
+def _regions(atlases: Sequence[Atlas], n_voxels: int) -> list[tuple[str, BoolArray]]:
+    """Name and voxels of everything that has rows: all voxels, then the regions of every atlas."""
+    regions: list[tuple[str, BoolArray]] = [(ALL, np.ones(n_voxels, dtype=bool))]
+    for atlas in atlases:
+        prefix = f"{atlas.name}:" if len(atlases) > 1 else ""
+        regions += [
+            (f"{prefix}{name}", np.asarray(atlas.labels == index))
+            for index, name in zip(atlas.indices, atlas.names, strict=True)
+        ]
+    return regions
+
+
+def score_rows(participant: str, results: ModelResults, atlas: Atlas, seed: int) -> list[dict[str, Any]]:
+    """Rows of the table of scores of one model."""
+    held_out = results.held_out
+    n_voxels = len(held_out.p)
+    ceiling = np.full(n_voxels, np.nan) if results.ceiling is None else results.ceiling.ceiling
+    known = VoxelStatistics(
+        ceiling, results.q, held_out.r_by_run, np.asarray(held_out.facts["RowsByRun"], dtype=int), seed
+    )
+    return [{"participant": participant, **row} for row in roi_table(results.scores, atlas, known)]
+
+
+def layer_rows(participant: str, results: ModelResults, atlas: Atlas) -> list[dict[str, Any]]:
+    """Preferred depth of every region under every condition, by training-internal scores."""
+    scores = results.scores
+    if len(scores.layers) < 2:
+        return []
+    depths = relative_depths(scores, results.n_layers)
+    rows = []
+    for number, condition in enumerate(scores.conditions):
+        profile = layer_profile(scores.cv_r2[number], atlas.labels, indices=atlas.indices).T
+        by_voxel = preferred_depth_argmax(scores.cv_r2[number], depths=depths)
+        columns = {
+            "depth": preferred_depth_argmax(profile, depths=depths),
+            "depth_mass": preferred_depth_mass(profile, depths=depths),
+            "depth_voxels": region_means(by_voxel, atlas),
+        }
+        for place, (index, name) in enumerate(zip(atlas.indices, atlas.names, strict=True)):
+            rows.append(
+                {
+                    "participant": participant,
+                    "model": scores.model,
+                    "condition": condition.label,
+                    "roi_index": index,
+                    "roi": name,
+                    "hierarchy": atlas.hierarchy[place] if atlas.hierarchy else float("nan"),
+                    "n_voxels": int(np.isfinite(by_voxel[atlas.labels == index]).sum()),
+                    **{measure: float(values[place]) for measure, values in columns.items()},
+                }
+            )
+    return rows
+
+
+def hierarchy_rows(rows: Sequence[Mapping[str, Any]], seed: int) -> list[dict[str, Any]]:
+    """Correlate the depths of `layer_rows` with the hierarchy, one row a condition and measure."""
+    found = []
+    for model, condition in dict.fromkeys((row["model"], row["condition"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["condition"]) == (model, condition)]
+        ranks = np.array([row["hierarchy"] for row in own], dtype=np.float64)
+        if not np.isfinite(ranks).any():
+            continue
+        for measure in ("depth", "depth_mass", "depth_voxels"):
+            outcome = hierarchy_correlation(np.array([row[measure] for row in own]), ranks, seed=seed)
+            found.append(
+                {
+                    "participant": own[0]["participant"],
+                    "model": model,
+                    "condition": condition,
+                    "measure": measure,
+                    "rho": outcome.rho,
+                    "p": outcome.p_value,
+                    "smallest_p": outcome.smallest_p,
+                    "n_rois": outcome.n_rois,
+                }
+            )
+    return found
+
+
+def partition_rows(
+    participant: str, scores: PairScores, ceiling: CeilingMap | None, atlases: Sequence[Atlas]
+) -> list[dict[str, Any]]:
+    """Mean unique and shared parts of every pair in every region, in each measure."""
+    rows = []
+    for partition in pair_partitions(scores, ceiling):
+        for name, inside in _regions(atlases, scores.r.shape[1]):
+            for number, (a, b) in enumerate(scores.pairs):
+                parts = {
+                    "unique_a": partition.unique_1[number], "unique_b": partition.unique_2[number],
+                    "shared": partition.shared[number], "joint": partition.joint[number],
+                }  # fmt: skip
+                voxels = inside & np.isfinite(parts["joint"])
+                rows.append(
+                    {
+                        "participant": participant,
+                        "model": scores.model,
+                        "condition_a": scores.conditions[a],
+                        "condition_b": scores.conditions[b],
+                        "roi": name,
+                        "measure": partition.measure,
+                        **{k: float(v[voxels].mean()) if voxels.any() else float("nan") for k, v in parts.items()},
+                        "n_voxels": int(voxels.sum()),
+                    }
+                )
+    return rows

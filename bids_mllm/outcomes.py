@@ -1,0 +1,112 @@
+"""What is found on held-out data, as it is handed from the fits to the outputs: frozen dataclasses on numpy alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bids_mllm.records import FloatArray
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Inference on the held-out predictions of one model in one participant: those of its nested choice.
+
+    Attributes
+    ----------
+    run_names
+        Runs (or parts of a run) with held-out rows.
+    r_by_run : (n_runs, n_voxels) float32
+        Pearson r within each of them.
+    r_concatenated : (n_voxels,) float32
+        Pearson r over all held-out rows, each run z-scored by itself.
+    p, p_max : (n_voxels,) float32
+        Permutation p of `r_concatenated` per voxel, and against the maximum over voxels.
+    block_products, block_energies : (n_blocks, n_voxels) float32
+        Parts of the correlation, with which models are compared on the same rows.
+    facts
+        How the test was made: method, block length, permutations, rows, smallest attainable p.
+    """
+
+    run_names: tuple[str, ...]
+    r_by_run: FloatArray
+    r_concatenated: FloatArray
+    p: FloatArray
+    p_max: FloatArray
+    block_products: FloatArray
+    block_energies: FloatArray
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CeilingMap:
+    """Noise ceiling of one participant: the highest correlation that a prediction can have on average.
+
+    Attributes
+    ----------
+    ceiling : (n_voxels,) float32
+        NaN where it is not defined.
+    facts
+        Method, viewings or participants, rows, and how it is extrapolated.
+    """
+
+    ceiling: FloatArray
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class BandScores:
+    """Held-out scores of a banded ridge on several feature spaces, means over outer folds.
+
+    Attributes
+    ----------
+    names
+        Bands.
+    spaces
+        For each outer fold, the condition and layer taken for each band.
+    r, r2 : (n_voxels,) float32
+        Of the joint prediction.
+    product_r2 : (n_bands, n_voxels) float32
+        Product measure: parts that add up to `r2`; may be negative.
+    r_without, r2_without : (n_bands, n_voxels) float32
+        Of the joint fit without each band.
+    weights : (n_bands, n_voxels) float32
+        Weights of the bands.
+    """
+
+    names: tuple[str, ...]
+    spaces: tuple[tuple[str, ...], ...]
+    r: FloatArray
+    r2: FloatArray
+    product_r2: FloatArray
+    r_without: FloatArray
+    r2_without: FloatArray
+    weights: FloatArray
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Held-out scores of the instructions of one model alone and in pairs, means over outer folds.
+
+    Attributes
+    ----------
+    model
+    conditions
+        Labels of the conditions.
+    layers
+        Layer taken in each outer fold.
+    pairs
+        Positions in `conditions`.
+    r, r2 : (n_conditions, n_voxels) float32
+        Of each condition alone.
+    pair_r, pair_r2 : (n_pairs, n_voxels) float32
+        Of each pair jointly, by banded ridge.
+    """
+
+    model: str
+    conditions: tuple[str, ...]
+    layers: tuple[int, ...]
+    pairs: tuple[tuple[int, int], ...]
+    r: FloatArray
+    r2: FloatArray
+    pair_r: FloatArray
+    pair_r2: FloatArray
