@@ -1,7 +1,9 @@
 """The docs say what the code does: options, outputs, models, instructions, links, commands and examples."""
 
 import argparse
+import importlib
 import importlib.util
+import inspect
 import json
 import re
 import shlex
@@ -66,8 +68,8 @@ def section(text: str, title: str) -> str:
     return rest[: end.start()] if end else rest
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_cli", DOCS / "generate_cli.py")
+def generator(name: str = "generate_cli") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -91,6 +93,28 @@ def anchor(title: str) -> str:
 
 def test_the_cli_page_is_not_stale() -> None:
     assert reference("cli") == generator().cli_page(), "run python docs/generate_cli.py"
+
+
+def test_the_page_of_functions_is_not_stale() -> None:
+    assert reference("api") == generator("generate_api").api_page(), "run python docs/generate_api.py"
+
+
+@pytest.mark.parametrize("room", ["fit", "score", "group"])
+def test_every_public_name_has_a_docstring_with_shapes_or_says_what_it_is(room: str) -> None:
+    module = importlib.import_module(f"bids_mllm.{room}")
+    assert len(set(module.__all__)) == len(module.__all__) > 5
+    for name in module.__all__:
+        text = getattr(module, name).__doc__
+        assert text
+        explained = "Returns" in text or "(n" in text.splitlines()[0]
+        assert explained or "Parameters" not in text or not inspect.isfunction(getattr(module, name)), name
+
+
+def test_the_page_on_arrays_runs_as_it_stands() -> None:
+    space: dict[str, object] = {}
+    exec(fenced((DOCS / "howto" / "arrays.md").read_text("utf-8"), "python")[0], space)
+    found = np.asarray(space["found"])
+    assert not found.any()  # the last space is noise
 
 
 @pytest.mark.parametrize("build", PARSERS.values(), ids=PARSERS)
@@ -135,7 +159,7 @@ def test_every_column_of_the_checks_is_documented() -> None:
 
 def test_no_map_is_documented_that_does_not_exist() -> None:
     rows = table_rows(section(reference("outputs"), "Maps"))[2:]
-    assert {row[0].strip("`") for row in rows} == set(outputs()["maps"])
+    assert {name for row in rows for name in re.findall("`(.*?)`", row[0])} == set(outputs()["maps"])
 
 
 def test_file_names_are_those_that_are_written() -> None:
@@ -147,10 +171,14 @@ def test_file_names_are_those_that_are_written() -> None:
     made = [
         one.path(out, model="<model>", stat="<stat>", desc="<desc>"),
         group.path(out, model="<model>", stat="<stat>", desc="<desc>"),
-        one.path(out, extension=".tsv", model="<model>", stat="scores", atlas="<atlas>"),
+        one.path(out, stat="noiseceiling"),
+        one.path(out, extension=".tsv", model="<model>", stat="<table>", atlas="<atlas>"),
+        one.path(out, extension=".tsv", model="<model>", stat="partition"),
+        one.path(out, extension=".tsv", stat="modelcomparison"),
         group.path(out, extension=".tsv", stat="scores", atlas="<atlas>"),
-        group.path(out, extension=".tsv", stat="modelcomparison"),
+        group.path(out, extension=".tsv", stat="<table>"),
         one.path(out, suffix="mask", desc="encoding"),
+        one.path(out, suffix="split", extension=".json", desc="cv"),
     ]
     assert written == [path.relative_to(out).as_posix() for path in made]
 

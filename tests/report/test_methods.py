@@ -57,7 +57,7 @@ def test_a_baseline_alone_mentions_no_language_model() -> None:
         "himalaya",
     ):
         assert absent not in text
-    assert "exact ridge solver of this app" in text
+    assert "the exact ridge solver of bids-mllm" in text
 
 
 def test_without_baseline_the_text_says_so() -> None:

@@ -16,7 +16,7 @@ from bids_mllm.io.results import find_results
 
 OPTIONS = (
     "--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "4", "--test-task", "life*",
-    "--instructions", "AR", "ESA", "--poolings", "generated", "media", "--max-new-tokens", "2",
+    "--instructions", "AR", "ESA", "--poolings", "generated", "media", "--max-new-tokens", "2", "--block-length", "3",
 )  # fmt: skip
 
 
@@ -165,7 +165,8 @@ def test_group_map_is_the_mean_and_the_table_holds_everyone(finished):
         "best",
     }
     pairs = read_tsv(next((out / "group/func").glob("*stat-modelcomparison_statmap.tsv")))
-    assert len(pairs) == 2 * 3
+    assert len([row for row in pairs if row["roi"] == "all"]) == 2 * 3
+    assert {row["roi"] for row in pairs} > {"all", "L_Occipital"}
 
 
 class Resources(HTMLParser):
@@ -209,7 +210,7 @@ def test_changed_option_recomputes_only_what_depends_on_it(finished, study, tmp_
     result = run(*arguments(study, out, work, "--participant-label", "01", "--delays", "1", "2", "3"))
     assert result.returncode == 0, result.stderr
     changed = {name for name, time in results_of(work).items() if before.get(name) != time}
-    assert {name.split("_")[0] for name in changed} == {"fit", "maps"}
+    assert {name.split("_")[0] for name in changed} == {"fit", "ceiling", "maps"}
     before = results_of(work)
     result = run(*arguments(study, out, work, "--participant-label", "01", "--high-pass", "0.01"))
     assert result.returncode == 0, result.stderr
@@ -228,11 +229,11 @@ def test_a_model_more_keeps_the_fits_of_the_others(finished, study, tmp_path):
     words += ["--features-dir", tmp_path / "features", "--models", "melspectrogram", "motionenergy"]
     assert run(*words).returncode == 0
     fits = {path: path.stat().st_mtime_ns for path in (work / "fits").iterdir()}
-    assert len(fits) == 2
+    assert len(fits) == 2 * 2  # scores and inference of each
     model = f"qwen25vltiny={study / 'models/qwen25vltiny'}"
     assert run(*words, model).returncode == 0
     after = {path: path.stat().st_mtime_ns for path in (work / "fits").iterdir()}
-    assert len(after) == 3
+    assert len(after) == 2 * 3
     assert fits.items() <= after.items()
 
 
@@ -360,3 +361,80 @@ def test_resource_monitor_plugin_file_and_clean_workdir(study, tmp_path):
     record = json.loads(next((out / "logs").glob("*/resource_monitor.json")).read_text(encoding="utf-8"))
     assert any("fit_sub_01" in name for name in record["name"])
     assert max(record["rss_GiB"]) > 0
+
+
+def values_of(path):
+    return nib.load(path).get_fdata()
+
+
+def test_joint_fits_equal_rank_and_a_split_from_a_file(finished, study, tmp_path):
+    """What is asked for in addition comes in addition; the split that was written gives the same fits again."""
+    former, _ = finished
+    stem = "sub-01/func/sub-01_task-life_space-MNI152NLin2009cAsym"
+    split = tmp_path / "sub-{participant}_split.json"
+    for label in ("01", "02"):
+        own = former / f"sub-{label}/func/sub-{label}_task-life_space-MNI152NLin2009cAsym_desc-cv_split.json"
+        shutil.copyfile(own, tmp_path / f"sub-{label}_split.json")
+    words = [
+        word for word in arguments(study, tmp_path / "out", tmp_path / "work") if word not in ("--test-task", "life*")
+    ]
+    result = run(
+        *words, "--participant-label", "01", "--cv-file", split, "--bands", "motionenergy", "melspectrogram",
+        "--partition", "qwen25vltiny", "--equal-rank", "2", "--permutations", "99", "--layers", "0", "3",
+        "--features-dir", former / "sourcedata/features",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    (name,) = (tmp_path / "out/sub-01/func").glob("*_model-motionenergy_stat-r_desc-stimulus_statmap.nii.gz")
+    again = name.name.partition("_model-")[0]
+    func = tmp_path / "out/sub-01/func"
+    np.testing.assert_allclose(
+        values_of(name), values_of(former / f"{stem}_model-motionenergy_stat-r_desc-stimulus_statmap.nii.gz"), atol=1e-6
+    )
+    joint = values_of(func / f"{again}_model-bands_stat-r2_desc-joint_statmap.nii.gz")
+    parts = [
+        values_of(func / f"{again}_model-bands_stat-r2product_desc-{band}_statmap.nii.gz")
+        for band in ("motionenergy", "melspectrogram")
+    ]
+    np.testing.assert_allclose(sum(parts), joint, atol=1e-4)
+    pair = "generatedAR", "generatedESA"
+    sidecar = json.loads(
+        (func / f"{again}_model-qwen25vltiny_stat-r2shared_desc-pairs_statmap.json").read_text("utf-8")
+    )
+    assert sidecar["Pairs"] == [list(pair)]
+    names = ("joint", "shared", "first", "second")
+    r2 = {n: values_of(func / f"{again}_model-qwen25vltiny_stat-r2{n}_desc-pairs_statmap.nii.gz") for n in names}
+    np.testing.assert_allclose(r2["first"] + r2["second"] + r2["shared"], r2["joint"], atol=1e-5)
+    ranked = values_of(func / f"{again}_model-motionenergy_stat-requalrank_desc-best_statmap.nii.gz")
+    assert np.isfinite(ranked).sum() == np.isfinite(joint).sum()
+    assert json.loads(name.with_name(name.name.replace(".nii.gz", ".json")).read_text("utf-8"))["EqualRank"] == 2
+    page = (tmp_path / "out/logs/CITATION.md").read_text(encoding="utf-8")
+    assert "also fitted jointly by banded ridge" in page
+    assert "The split of the file" in page
+
+
+def test_statistics_of_the_outputs_hang_together(finished):
+    out, _ = finished
+    func, stem = out / "sub-01/func", "sub-01_task-life_space-MNI152NLin2009cAsym"
+    stats = {
+        stat: values_of(func / f"{stem}_model-motionenergy_stat-{stat}_desc-best_statmap.nii.gz")
+        for stat in ("p", "pfwe", "q", "rconcat", "r", "rnormalized")
+    }
+    tested = np.isfinite(stats["p"])
+    assert tested.sum() > 100
+    assert np.all(stats["pfwe"][tested] >= stats["p"][tested])
+    assert np.all(stats["q"][tested] >= stats["p"][tested] - 1e-6)
+    ceiling = values_of(func / f"{stem}_stat-noiseceiling_statmap.nii.gz")
+    held = np.isfinite(stats["rnormalized"])
+    np.testing.assert_array_equal(held, np.isfinite(ceiling) & (ceiling >= 0.05) & np.isfinite(stats["r"]))
+    np.testing.assert_allclose(stats["rnormalized"][held], stats["r"][held] / ceiling[held], rtol=1e-5)
+    sidecar = json.loads((func / f"{stem}_model-motionenergy_stat-q_desc-best_statmap.json").read_text("utf-8"))
+    assert sidecar["NoiseCeiling"]["Method"].startswith("repeats")
+    assert sidecar["Comparisons"]["Tests"] == 3 * tested.sum()
+    rows = read_tsv(out / "group/func/task-life_space-MNI152NLin2009cAsym_stat-grouptest_statmap.tsv")
+    assert {row["smallest_p"] for row in rows} == {"0.5"}
+    prevalence = values_of(
+        out
+        / "group/func/task-life_space-MNI152NLin2009cAsym_model-motionenergy_stat-prevalence_desc-best_statmap.nii.gz"
+    )
+    assert np.nanmin(prevalence) >= 0
+    assert np.nanmax(prevalence) <= 1
