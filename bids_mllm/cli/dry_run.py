@@ -7,6 +7,7 @@ import numpy as np
 from bids_mllm.exceptions import CheckpointError
 from bids_mllm.features.extractor import ExtractionPlan
 from bids_mllm.features.registry import load_family
+from bids_mllm.fit.memory import DOUBLE, SQUARES
 from bids_mllm.records import ParticipantDesign
 from bids_mllm.workflows.facts import output_task
 from bids_mllm.workflows.plan import StudyPlan, split_of
@@ -65,11 +66,13 @@ def estimates(plan: StudyPlan) -> str:
         lines += model_lines(model.key, planned, clips)
     n_spaces += len(settings.feature_table)
     rows = max((_n_rows(design) for design in plan.designs), default=0)
-    seconds = len(plan.designs) * n_spaces * len(settings.delays) * rows**3 * 20 / CORE_FLOPS
+    # A factor of every penalty, or an eigendecomposition, and the small systems of the splits.
+    seconds = len(plan.designs) * n_spaces * (settings.alphas[2] + 10) * rows**3 / CORE_FLOPS
+    kernels = DOUBLE * SQUARES * rows**2
     lines += [
         f"Feature store: about {n_bytes / 1e9:.2f} GB on disk.",
-        f"Fits: {n_spaces} feature spaces a participant on {rows} rows, about {3 * 8 * rows**2 / 1e9:.2f} GB for the "
-        f"kernels and {seconds / 60:.0f} core minutes in all, voxels not counted.",
+        f"Fits: {n_spaces} feature spaces a participant on {rows} rows, about {kernels / 1e9:.2f} GB for the kernels "
+        f"and {seconds / 60:.0f} core minutes in all, voxels not counted.",
         "Files to come:",
         *_names(plan),
     ]

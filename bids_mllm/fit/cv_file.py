@@ -88,6 +88,10 @@ def folds_from_values(
     source
         Name of the file for errors.
 
+    Returns
+    -------
+    folds : tuple of Fold
+
     Raises
     ------
     DesignError

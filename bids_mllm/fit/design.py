@@ -65,6 +65,15 @@ def delayed_rows(usable: Sequence[BoolArray], delays: Sequence[int]) -> DelayedR
         One array (n_trs,) bool a run: volumes that are rows, never the first ``max(delays)`` of a run.
     delays
         Unique non-negative integers in TRs.
+
+    Returns
+    -------
+    rows : DelayedRows
+
+    Raises
+    ------
+    DesignError
+        When a run is not longer than the longest delay, or uses one of its first volumes.
     """
     longest = max(delays)
     for number, of_run in enumerate(usable):

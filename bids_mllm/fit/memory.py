@@ -51,6 +51,10 @@ def fit_memory(
         Voxels.
     n_volumes, n_features, n_delays
         Of the features before delays.
+
+    Returns
+    -------
+    need : FitMemory
     """
     columns = n_features * n_delays
     if columns <= PRIMAL_SHARE * n_rows:
@@ -69,6 +73,11 @@ def block_bytes(need: FitMemory, available: int) -> int:
         From :func:`fit_memory`.
     available
         Bytes that the fit may take.
+
+    Returns
+    -------
+    left : int
+        What fixed arrays and voxels leave.
 
     Raises
     ------

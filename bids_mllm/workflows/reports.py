@@ -107,7 +107,7 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         models=tuple(_model_facts(card, settings) for card in model_cards(plan)),
         alphas=tuple(float(a) for a in alpha_grid(low, high, int(number))),
         himalaya_version=versions["himalaya"] if settings.solver == "himalaya" else None,
-        cv_scheme=f"{cv_words(design, settings).capitalize()}.",
+        cv_scheme=_sentence(cv_words(design, settings)),
         scores=("r", "r2"),
         features_filtered=bool(settings.high_pass),
         noise_ceiling=_ceiling_words(plan, design),
@@ -115,6 +115,11 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         joint_fits=_joint_words(settings),
         library_versions=versions,
     )
+
+
+def _sentence(words: str) -> str:
+    """Return words as a sentence; abbreviations keep their capitals."""
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _ceiling_words(plan: StudyPlan, design: ParticipantDesign) -> str:
@@ -238,7 +243,7 @@ def write_participant_report(
             rows.folds,
             list(rows.run_of_row),
             tuple(run.label for run in design.runs),
-            f"{cv_words(design, plan.settings).capitalize()}.",
+            _sentence(cv_words(design, plan.settings)),
         ),
         scores=(score_table(results), *comparison_tables(results)) if results else (),
         maps=best_maps(results),
