@@ -79,7 +79,17 @@ def _participant(
         mean = float(np.nanmean(best_r[number, silent]))
         found = f"mean r of {model} {mean:+.3f} in {int(silent.sum())} voxels"
         findings.append(Finding(participant, "nothing", found, "within 0.02 of 0", abs(mean) <= 0.02))
+        findings.append(_discoveries(participant, voxels, results[model].map("q", "best")[0][place], model))
     return findings
+
+
+def _discoveries(participant: str, voxels: pd.DataFrame, q: FloatArray, model: str) -> Finding:
+    """Among the voxels that a false discovery rate of .05 declares predicted, those in which nothing was planted."""
+    silent = (voxels["driver"] == NOTHING).to_numpy()
+    declared = q <= 0.05
+    share = float(silent[declared].mean()) if declared.any() else 0.0
+    found = f"{model} declared in {int(declared.sum())} voxels, {share:.0%} of them in vain"
+    return Finding(participant, "nothing", found, "at most 15 %, 5 % expected", share <= 0.15)
 
 
 def _best_space(

@@ -44,8 +44,8 @@ def write_truth(folder):
     pd.DataFrame(rows).to_csv(truth / "sub-01_voxels.tsv", sep="\t", index=False)
 
 
-def write_results(folder, *, right=10, silent=0.0, planted=0.5):
-    """Each model scores 0.5 in `right` voxels of its own driver, and `silent` where nothing drives."""
+def write_results(folder, *, right=10, silent=0.0, planted=0.5, vain=1):
+    """Each model scores 0.5 in `right` voxels of its own driver, and `silent` where nothing drives, of which `vain` are declared."""
     name = MapName("01", "life", "MNI")
     mask = np.ones((N_EACH, 4, 1), dtype=bool)
     for number, model in enumerate(MODELS.values()):
@@ -59,6 +59,10 @@ def write_results(folder, *, right=10, silent=0.0, planted=0.5):
             "Layers": [0, 1] if instructed else [0],
         }
         write_map(name.path(folder, model=model, stat="r", desc="best"), r[mask], mask, np.eye(4), sidecar)
+        q = np.ones(mask.shape)
+        q[:, number] = 0.01
+        q[:vain, 3] = 0.05
+        write_map(name.path(folder, model=model, stat="q", desc="best"), q[mask], mask, np.eye(4), sidecar)
         for condition in sidecar["Conditions"] if instructed else ():
             layers = np.full((2, mask.sum()), 0.3)
             layers[1] = planted if condition == "generatedAR" else 0.4
@@ -73,10 +77,11 @@ def found(tmp_path, **options):
 
 def test_everything_found(tmp_path):
     findings = found(tmp_path)
-    assert len(findings) == 7
+    assert len(findings) == 10
     assert all(finding.holds for finding in findings)
     text = format_findings(findings)
     assert "motionenergy best in 100% of 10 voxels, mean r 0.500" in text
+    assert "motionenergy declared in 11 voxels, 9% of them in vain" in text
     assert "rank 1 of 4: mean r 0.500, best other generatedVU layer 1 0.400" in text
     assert conditioning_words(tmp_path / "bids") == (
         "Linear CKA of tiny layer 1 between generatedAR and generatedVU: 0.50 (1 = alike)"
@@ -88,8 +93,9 @@ def test_everything_found(tmp_path):
     [
         ({"right": 7}, {0, 1, 2}),
         ({"planted": 0.35}, {3}),
-        ({"silent": 0.03}, {4, 5, 6}),
-        ({"silent": -0.03}, {4, 5, 6}),
+        ({"silent": 0.03}, {4, 6, 8}),
+        ({"silent": -0.03}, {4, 6, 8}),
+        ({"vain": 2}, {5, 7, 9}),
     ],
 )
 def test_what_does_not_hold_is_said(tmp_path, options, wrong):
