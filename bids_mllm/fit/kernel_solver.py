@@ -35,7 +35,9 @@ EIGH_COST = {"cpu": 6, "cuda": 40}
 # Targets copied at once for predictions.
 PICKED_TARGETS = 4096
 # Parts into which the triangle is cut; the products are (1 + 1/parts) / 2 of the full ones.
-TRIANGLE_PARTS = 8
+TRIANGLE_PARTS = 16
+# Targets of one product on a CPU, so that its result stays in the cache until it is summed.
+CACHED_TARGETS = 2048
 
 
 class KernelTask(FoldTask):
@@ -187,6 +189,8 @@ class StackedTask(KernelTask):
         import torch
 
         self.settle(spectrum(self.gram, min(self.alphas)))
+        if self.gram.device.type == "cpu":
+            self.block = min(self.block, CACHED_TARGETS)
         common = common_weights(self.weights)
         for number in range(len(self.alphas)):
             operators = self._operators(number)

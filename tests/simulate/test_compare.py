@@ -45,7 +45,10 @@ def write_truth(folder):
 
 
 def write_results(folder, *, right=10, silent=0.0, planted=0.5, vain=1):
-    """Each model scores 0.5 in `right` voxels of its own driver, and `silent` where nothing drives, of which `vain` are declared."""
+    """Each model scores 0.5 in `right` voxels of its own driver, and `silent` where nothing drives.
+
+    Of the latter `vain` are declared predicted.
+    """
     name = MapName("01", "life", "MNI")
     mask = np.ones((N_EACH, 4, 1), dtype=bool)
     for number, model in enumerate(MODELS.values()):
