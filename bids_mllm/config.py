@@ -13,7 +13,7 @@ from bids_mllm.exceptions import UsageError
 from bids_mllm.records import Pooling, WindowPosition
 
 GIB = 1024.0
-#: Stands for the label of a participant in the name of the file of ``--cv-file``.
+#: Stands for the label of a participant in the path of ``--cv-file``.
 PARTICIPANT = "{participant}"
 LEVELS = ("participant", "group")
 POOLINGS = ("generated", "last", "instruction", "media")
@@ -277,7 +277,7 @@ def _path_faults(s: Settings) -> list[str]:
         "--demonstrations": s.demonstrations,
         "--use-plugin": s.use_plugin,
     }
-    if s.cv_file is not None and PARTICIPANT not in s.cv_file.name:
+    if s.cv_file is not None and PARTICIPANT not in str(s.cv_file):
         files["--cv-file"] = s.cv_file
     faults += [f"{name}: there is no file {path}." for name, path in files.items() if path and not path.is_file()]
     faults += [f"--atlas: there is no file {path}." for path in s.atlas if not path.is_file()]
@@ -312,8 +312,9 @@ def _value_faults(s: Settings) -> list[str]:
         f"--omp-nthreads is {s.omp_nthreads}, but must be 1 or more.": s.omp_nthreads < 1,
         f"--n-gpu-procs is {s.n_gpu_procs}, but must be 1 or more.": s.n_gpu_procs < 1,
         "--models and --feature-table are both empty; ask for at least one.": not s.models and not s.feature_table,
-        f"--feature-table names must be letters and digits and differ from --models; got "
+        f"--feature-table names must be letters and digits, not bands, and differ from --models; got "
         f"{', '.join(s.feature_table)}.": any(not re.fullmatch("[0-9a-zA-Z]+", name) for name in s.feature_table)
+        or "bands" in s.feature_table
         or bool(set(s.feature_table) & {m.partition("=")[0].removesuffix("+random") for m in s.models}),
         "--space must name at least one space.": not s.space,
         f"--layers are {s.layers}, but must be from 0 up (0 = embedding).": any(layer < 0 for layer in s.layers),
@@ -335,11 +336,6 @@ def _value_faults(s: Settings) -> list[str]:
     for name, (given, allowed) in choices.items():
         unknown = ", ".join(value for value in given if value not in allowed)
         checks[f"{name} is {unknown}, but must be of {', '.join(allowed)}."] = bool(unknown)
-    fitted = {*(m.partition("=")[0] for m in s.models), *s.feature_table}
-    for option, names in (("--bands", s.bands), ("--partition", s.partition)):
-        absent = [name for name in names if name not in fitted]
-        sentence = f"{option} names {', '.join(absent)}, which --models and --feature-table do not ask for."
-        checks[sentence] = bool(absent)
     volumetric = [space for space in s.space if space in ("fsLR", "fsaverage", "fsaverage5", "fsaverage6", "fsnative")]
     if volumetric:
         checks[

@@ -198,7 +198,7 @@ def add_validation_options(parser: Parser) -> None:
         "--cv-file",
         type=Path,
         metavar="FILE",
-        help="JSON of a split, as every participant's *_split.json; {participant} in its name stands for the label",
+        help="JSON of a split, as every participant's *_split.json; {participant} in its path stands for the label",
     )
     add(
         group,

@@ -14,7 +14,8 @@ import numpy as np
 
 from bids_mllm.fit.backend import himalaya_backend
 from bids_mllm.fit.design import Design
-from bids_mllm.fit.ridge import SOLVERS, Solver, dual_weights, fit_ridge
+from bids_mllm.fit.fold_task import part
+from bids_mllm.fit.ridge import SOLVERS, Solver, decompose, dual_weights, fit_ridge
 from bids_mllm.fit.targets import Targets, prepare_targets
 from bids_mllm.records import FloatArray, Fold
 from bids_mllm.validation import check_in_allowed, check_same_samples
@@ -130,7 +131,11 @@ def fit_banded(
         Of points with equal scores the first is taken. NaN in targets that are set aside.
     """
     check_in_allowed(solver, SOLVERS, "solver")
-    points = band_weights(len(designs)) if weights is None else np.asarray(weights, dtype=np.float64)
+    points = (
+        band_weights(len(designs), max(20, len(designs) + 2))
+        if weights is None
+        else np.asarray(weights, dtype=np.float64)
+    )
     if points.ndim != 2 or points.shape[1] != len(designs) or (points < 0).any() or (points.sum(axis=1) <= 0).any():
         raise ValueError(
             f"The weights have the shape {points.shape}, but must be (n_points, {len(designs)}), not negative and not "
@@ -141,7 +146,7 @@ def fit_banded(
     kernels = band_kernels(designs, fold)
     search = _search_with_himalaya if solver == "himalaya" else _search
     best, best_alphas, score = search(kernels, targets, fold, points, alphas, device, max_block_bytes)
-    predictions = _band_predictions(kernels, targets, fold, points, best, best_alphas)
+    predictions = _band_predictions(kernels, targets, fold, points, best, best_alphas, max_block_bytes)
     return _expanded(targets, predictions, points[best].T, best_alphas, score)
 
 
@@ -217,19 +222,21 @@ def _band_predictions(
     points: FloatArray,
     best: FloatArray,
     best_alphas: FloatArray,
+    max_block_bytes: int,
 ) -> FloatArray:
     """``g_i K_i,test c`` with the dual weights c of the joint fit, (n_bands, n_usable, n_test)."""
-    import torch
-
     predictions = np.zeros((len(kernels), len(best), len(fold.test)), dtype=np.float32)
-    test, train = (torch.as_tensor(rows, device=kernels[0].device) for rows in (fold.test, fold.train))
+    test_kernels = [part(kernel, fold.test, fold.train) for kernel in kernels]
+    size = max(1, max_block_bytes // (4 * 8 * len(fold.train)))
     for number in np.unique(best[np.isfinite(best_alphas)]):
+        eigen = decompose(_mixed(kernels, points[number]), fold)
         mine = np.flatnonzero((best == number) & np.isfinite(best_alphas))
-        own = dual_weights(_mixed(kernels, points[number]), targets, fold, which=mine, best_alphas=best_alphas[mine])
-        for band, kernel in enumerate(kernels):
-            if points[number, band] > 0:
-                part = own @ kernel[test][:, train].T * float(points[number, band])
-                predictions[band, mine] = part.cpu().numpy()
+        for start in range(0, len(mine), size):
+            which = mine[start : start + size]
+            own = dual_weights(eigen, targets, fold, which=which, best_alphas=best_alphas[which])
+            for band, kernel in enumerate(test_kernels):
+                if points[number, band] > 0:
+                    predictions[band, which] = (own @ kernel.T * float(points[number, band])).cpu().numpy()
     return predictions
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.exceptions import DesignError
-from bids_mllm.fit.folds import TIME_ROUNDING, check_fold_rows
+from bids_mllm.fit.folds import TIME_ROUNDING, SegmentClock, check_fold_rows
 from bids_mllm.records import FloatArray, Fold, IntArray
 
 SIDES = ("Train", "Test")
@@ -69,6 +69,7 @@ def folds_from_values(
     position: FloatArray,
     purge: float,
     source: str,
+    segments: SegmentClock | None = None,
 ) -> tuple[Fold, ...]:
     """Make splits of values that :func:`folds_to_values` wrote, or that were written by hand.
 
@@ -87,6 +88,8 @@ def folds_from_values(
         A split is refused where rows of one group are nearer than this many seconds on both sides.
     source
         Name of the file for errors.
+    segments
+        As for :func:`make_folds`; a split that keeps training rows next to a held-out neighbour is refused.
 
     Returns
     -------
@@ -98,7 +101,7 @@ def folds_from_values(
         One sentence: a key that is missing, a run that is not there, a volume on both sides, too few rows.
     """
     known = {name: number for number, name in enumerate(run_names)}
-    reader = _Reader(run_of_row, volume_of_row, known, group_of_run[run_of_row], position, purge, source)
+    reader = _Reader(run_of_row, volume_of_row, known, group_of_run[run_of_row], position, purge, source, segments)
     if not values:
         raise DesignError(f"{source} holds no folds; expected a list Folds with Train, Test and Inner of each.")
     folds = tuple(reader.fold(number, entry) for number, entry in enumerate(values, start=1))
@@ -123,9 +126,11 @@ class _Reader:
         position: FloatArray,
         purge: float,
         source: str,
+        segments: SegmentClock | None,
     ) -> None:
         self.run_of_row, self.volume_of_row, self.known = run_of_row, volume_of_row, known
         self.group, self.position, self.purge, self.source = group, position, purge, source
+        self.segments = segments
 
     def fold(self, number: int, entry: Mapping[str, Any]) -> Fold:
         name = str(entry.get("Name", number)) if isinstance(entry, dict) else str(number)
@@ -150,6 +155,7 @@ class _Reader:
                 f"{what}; take it out of one."
             )
         self.check_apart(first, second, what)
+        self.check_neighbours(first, second, what)
         check_fold_rows(f"{what} of {self.source}", len(first), len(second))
         return first, second
 
@@ -196,6 +202,18 @@ class _Reader:
                         f"and are on both sides of {what}; keep viewings together and leave {self.purge:.2f} s out "
                         "where a film is cut."
                     )
+
+    def check_neighbours(self, first: IntArray, second: IntArray, what: str) -> None:
+        """Refuse training rows next to a held-out segment of the same film, which may show the same seconds."""
+        if self.segments is None:
+            return
+        touching = first[self.segments.touches(first, second)]
+        if touching.size:
+            raise DesignError(
+                f"{self.source}: volume {self.volume_of_row[touching[0]]} of {self.name(touching[0])} trains in {what} "
+                f"within {self.segments.margin:.2f} s of a neighbouring segment that is held out, and neighbours may "
+                "overlap; leave these volumes out."
+            )
 
     def name(self, row: int) -> str:
         return str(list(self.known)[self.run_of_row[row]])

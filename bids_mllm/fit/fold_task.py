@@ -38,7 +38,10 @@ class FoldTask:
 
     def solve(self) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
         """Return predictions (n_usable, n_test), chosen penalty numbers and scores (n_usable,)."""
-        return self.predictions(), self.chosen, self.score
+        predictions = self.predictions()
+        # A target that varies in no held row has no score, however well it is predicted.
+        self.score[self.weights.sum(dim=0) == 0] = float("nan")
+        return predictions, self.chosen, self.score
 
     def settle(self, bounds: Spectrum) -> None:
         """Choose the precision of every penalty's system."""
@@ -72,7 +75,11 @@ class FoldTask:
         return loss
 
     def n_block(self, bytes_per_target: int, max_block_bytes: int) -> int:
-        """Targets of one block."""
+        """Targets of one block; on a GPU it takes at most half of what is free there."""
+        import torch
+
+        if self.targets.device != "cpu":
+            max_block_bytes = min(max_block_bytes, torch.cuda.mem_get_info(torch.device(self.targets.device))[0] // 2)
         return max(1, max_block_bytes // bytes_per_target)
 
 

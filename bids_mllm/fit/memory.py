@@ -8,6 +8,8 @@ from bids_mllm.fit.design import PRIMAL_SHARE
 DOUBLE, SINGLE = 8, 4
 # Square matrices over the training rows that live at once, in float64: Gram, copy, factor, inverse, one more.
 SQUARES = 5
+# Maps of each feature space while they are collected, and once more when they are put together.
+MAPS = 12
 SMALLEST_BLOCK = 2**26
 GIB = 1024**3
 
@@ -23,7 +25,8 @@ class FitMemory:
     targets
         The targets, twice: as they come and as the solver keeps them.
     predictions
-        Held-out predictions of a feature space and of the best one so far.
+        Held-out predictions of a feature space, of the best one so far, and for the tests those of all splits beside
+        the held-out targets.
     """
 
     fixed: int
@@ -37,7 +40,15 @@ class FitMemory:
 
 
 def fit_memory(
-    n_rows: int, n_test: int, n_targets: int, *, n_volumes: int, n_features: int, n_delays: int
+    n_rows: int,
+    n_test: int,
+    n_targets: int,
+    *,
+    n_volumes: int,
+    n_features: int,
+    n_delays: int,
+    n_spaces: int = 1,
+    wide: bool = False,
 ) -> FitMemory:
     """Estimate the memory of the fits of one model.
 
@@ -51,6 +62,10 @@ def fit_memory(
         Voxels.
     n_volumes, n_features, n_delays
         Of the features before delays.
+    n_spaces
+        Feature spaces whose maps are kept.
+    wide
+        Whether the solver keeps the targets in float64.
 
     Returns
     -------
@@ -61,7 +76,9 @@ def fit_memory(
         fixed = DOUBLE * (3 * n_rows * columns + SQUARES * columns**2)
     else:
         fixed = DOUBLE * (2 * n_volumes * n_features + SQUARES * n_rows**2)
-    return FitMemory(fixed, 2 * SINGLE * n_rows * n_targets, 2 * SINGLE * n_test * n_targets)
+    fixed += MAPS * SINGLE * n_spaces * n_targets
+    targets = (SINGLE + (DOUBLE if wide else SINGLE)) * n_rows * n_targets
+    return FitMemory(fixed, targets, 4 * SINGLE * n_test * n_targets)
 
 
 def block_bytes(need: FitMemory, available: int) -> int:

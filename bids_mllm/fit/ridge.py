@@ -12,7 +12,7 @@ from bids_mllm.fit.backend import check_device
 from bids_mllm.fit.design import Design, feature_design
 from bids_mllm.fit.fold_task import part
 from bids_mllm.fit.himalaya_ridge import solve_with_himalaya
-from bids_mllm.fit.kernel_solver import kernel_task
+from bids_mllm.fit.kernel_solver import Eigen, kernel_task
 from bids_mllm.fit.precision import Precision
 from bids_mllm.fit.primal_solver import PrimalTask
 from bids_mllm.fit.targets import Targets, prepare_targets
@@ -139,14 +139,23 @@ def _expanded(targets: Targets, predictions: FloatArray, best_alphas: FloatArray
     return RidgeFit(full.T, alphas, scores)
 
 
+def decompose(gram: "torch.Tensor", fold: Fold) -> Eigen:
+    """Eigendecomposition of the training rows of a Gram matrix (n_rows, n_rows), in float64."""
+    import torch
+
+    values, vectors = torch.linalg.eigh(part(gram, fold.train, fold.train))
+    return Eigen(values.clamp_(min=0.0), vectors)
+
+
 def dual_weights(
-    gram: "torch.Tensor", targets: Targets, fold: Fold, *, which: IntArray, best_alphas: FloatArray
+    eigen: Eigen, targets: Targets, fold: Fold, *, which: IntArray, best_alphas: FloatArray
 ) -> "torch.Tensor":
     """Dual weights ``(K + alpha I)^-1 y`` of the training rows with a penalty for each target.
 
     Parameters
     ----------
-    gram : torch.Tensor, (n_rows, n_rows) float64
+    eigen : Eigen
+        Of the Gram matrix of the training rows, from :func:`decompose`.
     targets
     fold
     which : (n_chosen,) int
@@ -160,8 +169,7 @@ def dual_weights(
     """
     import torch
 
-    values, vectors = torch.linalg.eigh(part(gram, fold.train, fold.train))
-    rotated = targets.picked(which, fold.train, torch.float64) @ vectors
-    penalties = torch.as_tensor(np.asarray(best_alphas, dtype=np.float64), device=gram.device)
-    weights: torch.Tensor = (rotated / (values.clamp_(min=0.0) + penalties[:, None])) @ vectors.T
+    rotated = targets.picked(which, fold.train, torch.float64) @ eigen.vectors
+    penalties = torch.as_tensor(np.asarray(best_alphas, dtype=np.float64), device=eigen.values.device)
+    weights: torch.Tensor = (rotated / (eigen.values + penalties[:, None])) @ eigen.vectors.T
     return weights

@@ -22,7 +22,7 @@ class Targets:
     Attributes
     ----------
     values : torch.Tensor, (n_usable, n_rows)
-        On the device of the fit where they fit there, else in page-locked memory of the host.
+        On the device of the fit where they fit there, else in the memory of the host.
     usable : (n_usable,) int
         Which columns of Y these are.
     n_targets
@@ -96,8 +96,7 @@ def prepare_targets(Y: FloatArray, folds: Sequence[Fold], *, device: str = "cpu"
     usable = np.flatnonzero(_usable(Y, folds))
     shape = (len(usable), len(Y))
     where = _home(shape, device, dtype)
-    pinned = device != "cpu" and where == "cpu"
-    values = torch.empty(shape, dtype=getattr(torch, dtype), device=where, pin_memory=pinned)
+    values = torch.empty(shape, dtype=getattr(torch, dtype), device=where)
     for start in range(0, len(usable), CHECKED_TARGETS):
         columns = usable[start : start + CHECKED_TARGETS]
         block = np.ascontiguousarray(Y[:, columns].T, dtype=dtype)

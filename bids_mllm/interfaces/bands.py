@@ -45,6 +45,7 @@ class _JointInputSpec(BaseInterfaceInputSpec):
     partition = traits.Str("{}", usedefault=True, desc="JSON: for each model the keys of the instructions to pair")
     device = traits.Str("cpu", usedefault=True, nohash=True)
     max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True)
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     app_version = traits.Str(mandatory=True)
 
 

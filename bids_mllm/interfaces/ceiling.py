@@ -25,6 +25,14 @@ from bids_mllm.score.ceiling import all_subsets, extrapolate_ceiling, repeat_cei
 from bids_mllm.score.held_out import score_columns
 
 Method = Literal["repeats", "participants", "participants-exponential"]
+# Volumes of repeats from which a ceiling says anything.
+MIN_VOLUMES = 20
+# Others of whom every subset is tried; of more, this many random subsets of each size.
+ALL_SUBSETS_UP_TO = 5
+SUBSETS_A_SIZE = 10
+# Share of the rows of every side of every fold that another participant must have.
+SHARED = 0.5
+VOXEL_TILE = 4096
 
 
 class _CeilingInputSpec(BaseInterfaceInputSpec):
@@ -34,6 +42,7 @@ class _CeilingInputSpec(BaseInterfaceInputSpec):
     method = traits.Str(mandatory=True)
     device = traits.Str("cpu", usedefault=True, nohash=True)
     max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True)
+    use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     app_version = traits.Str(mandatory=True)
 
 
@@ -93,23 +102,37 @@ def ceiling_from_repeats(viewer: Viewer) -> CeilingMap:
 
     Viewings are paired on the clock of the film, never by counting volumes.
     """
-    pairs = repeat_rows(viewer)
-    n_repeats = min(len(rows) for rows in pairs) if pairs else 0
-    if n_repeats < 2:
-        raise DesignError(
-            f"sub-{viewer.design.participant} saw no held-out film more than once, so there is no noise ceiling from "
-            "repeats; choose --noise-ceiling participants or none."
-        )
-    matched = np.concatenate([np.stack(rows[:n_repeats]) for rows in pairs], axis=1)
+    matched = matched_repeats(viewer)
+    if matched is None:
+        raise DesignError(no_repeats(viewer.design.participant))
     Y = viewer.targets()
-    ceiling = repeat_ceiling(Y[matched], averaged=False)
+    tiles = [slice(start, start + VOXEL_TILE) for start in range(0, Y.shape[1], VOXEL_TILE)]
+    ceiling = np.concatenate([repeat_ceiling(Y[:, tile][matched], averaged=False) for tile in tiles])
     facts = {
         "Method": "repeats: square root of the explainable variance of a single viewing, bias-corrected",
-        "Viewings": n_repeats,
+        "Viewings": len(matched),
         "Volumes": int(matched.shape[1]),
         "Of": "correlation with single viewings",
     }
     return CeilingMap(ceiling.astype(np.float32), facts)
+
+
+def no_repeats(participant: str) -> str:
+    """Say that a ceiling from repeats cannot be had."""
+    return (
+        f"sub-{participant} saw no held-out film more than once for {MIN_VOLUMES} volumes or more, so there is no "
+        "noise ceiling from repeats; choose --noise-ceiling participants or none."
+    )
+
+
+def matched_repeats(viewer: Viewer) -> IntArray | None:
+    """Rows (n_repeats, n_times) of all viewings of held-out films at common moments; None where there are too few."""
+    pairs = repeat_rows(viewer)
+    if not pairs:
+        return None
+    n_repeats = min(len(rows) for rows in pairs)
+    matched: IntArray = np.concatenate([np.stack(rows[:n_repeats]) for rows in pairs], axis=1)
+    return matched if matched.shape[1] >= MIN_VOLUMES else None
 
 
 def repeat_rows(viewer: Viewer) -> list[list[IntArray]]:
@@ -167,49 +190,98 @@ def nearest(sorted_times: FloatArray, times: FloatArray) -> IntArray:
 def ceiling_from_participants(
     viewers: Sequence[Viewer], options: FitOptions, method: str, device: str, max_block_bytes: int
 ) -> CeilingMap:
-    """Ceiling of the first participant by predicting it from all subsets of the others, extrapolated.
+    """Ceiling of the first participant by predicting it from subsets of the others, extrapolated.
 
-    The rows are those at whose moments all participants have one, paired on the clock of the stimulus.
+    The rows are those at whose moments all that take part have one, paired on the clock of the stimulus.
     """
-    target = viewers[0]
-    own, matched = common_rows(viewers)
-    rows = target.rows
-    folds = tuple(restricted(fold, own) for fold in rows.folds)
-    labels = [viewer.design.participant for viewer in viewers]
-    if len(labels) < 3:
-        raise DesignError(
-            f"A noise ceiling from participants needs three or more in one call, but there are {', '.join(labels)}; "
-            "name more with --participant-label or choose --noise-ceiling repeats or none."
-        )
-    kernels = {}
-    for label, viewer, places in zip(labels[1:], viewers[1:], matched, strict=True):
-        kernels[label] = feature_design(viewer.targets()[places], device=device, form="kernel").values
+    target, others = viewers[0], sharing_viewers(viewers)
+    if len(others) < 2:
+        raise DesignError(too_few_participants(target.design.participant, [v.design.participant for v in others]))
+    own, matched = common_rows([target, *others])
+    folds = tuple(restricted(fold, own) for fold in target.rows.folds)
+    labels = [viewer.design.participant for viewer in others]
+    kernels = {
+        label: Gram(viewer, places).on(device) for label, viewer, places in zip(labels, others, matched, strict=True)
+    }
     Y = target.targets()[own]
-    targets = prepare_targets(Y, folds, device=device)
     low, high, n_alphas = options.alphas
-    segment = rows.segment_of_row[own]
+    segment = target.rows.segment_of_row[own]
 
     def score(predictions: FloatArray, fold: Fold) -> FloatArray:
         return score_columns(Y, predictions, segment[fold.test], rows=fold.test, device=device).r
 
-    subsets = all_subsets(labels, exclude=labels[0])
+    subsets = chosen_subsets(labels)
     scores = scores_from_participants(
-        kernels, targets, folds, subsets, alphas=alpha_grid(low, high, int(n_alphas)), score=score, device=device,
-        max_block_bytes=max_block_bytes,
+        kernels, prepare_targets(Y, folds, device=device), folds, subsets,
+        alphas=alpha_grid(low, high, int(n_alphas)), score=score, device=device, max_block_bytes=max_block_bytes,
     )  # fmt: skip
     curve: Literal["exponential", "reliability"] = (
         "exponential" if method == "participants-exponential" else "reliability"
     )
     fitted = extrapolate_ceiling(np.array([len(subset) for subset in subsets]), scores, curve=curve)
     facts = {
-        "Method": f"participants: prediction from all subsets of the others, extrapolated with the {curve} curve",
-        "Participants": labels[1:],
+        "Method": f"participants: prediction from subsets of the others, extrapolated with the {curve} curve",
+        "Participants": labels,
         "Subsets": len(subsets),
         "Volumes": len(own),
         "Bootstraps": 100,
         "Of": "correlation with single viewings",
     }
     return CeilingMap(fitted.ceiling.astype(np.float32), facts)
+
+
+def too_few_participants(participant: str, others: Sequence[str]) -> str:
+    """Say that a ceiling from participants cannot be had."""
+    named = ", ".join(others) if others else "nobody"
+    return (
+        "A noise ceiling from participants needs two or more others in the call who saw most of what "
+        f"sub-{participant} saw, but there is {named}; name more with --participant-label or choose --noise-ceiling "
+        "repeats or none."
+    )
+
+
+def sharing_viewers(viewers: Sequence[Viewer]) -> list[Viewer]:
+    """Others who saw at least half of both sides of every fold of the first participant."""
+    target = viewers[0]
+    moments = target.moments()
+    tolerance = max(run.repetition_time for run in target.design.runs) / 2
+    sharing = []
+    for viewer in viewers[1:]:
+        _, found = _matched_rows(moments, target, viewer, tolerance)
+        sides = [side for fold in target.rows.folds for side in (fold.train, fold.test)]
+        if all(found[side].mean() >= SHARED for side in sides):
+            sharing.append(viewer)
+    return sharing
+
+
+def chosen_subsets(labels: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """All subsets of up to five others; of more, ten random ones of each size, always the same."""
+    if len(labels) <= ALL_SUBSETS_UP_TO:
+        return all_subsets([*labels, ""], exclude="")
+    rng = np.random.default_rng(0)
+    subsets = {
+        tuple(sorted(rng.choice(labels, size, replace=False).tolist()))
+        for size in range(1, len(labels) + 1)
+        for _ in range(SUBSETS_A_SIZE)
+    }
+    return tuple(sorted(subsets, key=lambda subset: (len(subset), subset)))
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The voxels of another participant at matched rows, brought to a Gram matrix tile by tile."""
+
+    viewer: Viewer
+    places: IntArray
+
+    def on(self, device: str) -> Any:
+        """Gram matrix (n_rows, n_rows) float64 on a device."""
+        Y = self.viewer.targets()
+        total = None
+        for start in range(0, Y.shape[1], VOXEL_TILE):
+            tile = feature_design(Y[self.places, start : start + VOXEL_TILE], device=device, form="kernel").values
+            total = tile if total is None else total.add_(tile)
+        return total
 
 
 def common_rows(viewers: Sequence[Viewer]) -> tuple[IntArray, list[IntArray]]:

@@ -1,7 +1,7 @@
 """Node that writes one participant's maps and tables into the output data set."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface
 
 from bids_mllm.interfaces.participant_maps import Map, ModelResults, bands_maps, model_maps, pairs_maps
 from bids_mllm.interfaces.participant_tables import (
-    Comparison,
     ComparisonOptions,
     compare_pairs,
     comparison_rows,
@@ -29,6 +28,7 @@ from bids_mllm.io.scores import load_bands, load_ceiling, load_held_out, load_pa
 from bids_mllm.outcomes import CeilingMap
 from bids_mllm.records import Atlas, BoolArray, FloatArray
 from bids_mllm.score.multiplicity import count_comparisons
+from bids_mllm.score.paired import BlockScores
 
 BANDS = "bands"
 
@@ -67,42 +67,68 @@ class WriteMaps(SimpleInterface):
         target = _target(design, bold, facts, ceiling, Path(self.inputs.output_dir))
         fitted = read_json(Path(self.inputs.scores))
         options = ComparisonOptions(self.inputs.fdr, self.inputs.n_permutations, self.inputs.seed)
-        results = load_results(fitted["models"], ceiling, options)
+        index = fitted["models"]
+        rates = model_rates(index, options)
         atlases = target.atlases([Path(path) for path in self.inputs.atlases])
-        for model in results:
+        for model in index:
             target.forget(model)
         written = [target.write_encoding_mask(bold), *target.write_split(fitted["folds"])]
         written += target.write_ceiling()
-        written += target.write_comparisons(compare_pairs(results, atlases, options), atlases, options)
+        written += target.write_comparisons(list(index), block_reader(index), atlases, options)
         if isdefined(self.inputs.joint):
             written += target.write_joint(read_json(Path(self.inputs.joint)), facts["models"], atlases)
-        for key, result in results.items():
-            model = facts["models"][key] | {"Width": fitted["models"][key]["width"]}
+        comparisons = counted(index, rates)
+        for key, entry in index.items():
+            result = load_result(entry, rates[key], ceiling)
+            model = facts["models"][key] | {"Width": entry["width"]}
             written += target.write_tables(result, model, atlases, self.inputs.seed)
-            written += target.write_maps(key, model_maps(result), target.model_sidecar(result, results, model))
+            written += target.write_maps(key, model_maps(result), target.model_sidecar(result, comparisons, model))
+        target.remove_stale(written, list(index))
         out = Path(runtime.cwd) / "written.json"
         write_json(out, written_record([*written, *(sidecar_path(path) for path in written if path.suffix != ".json")]))
         self._results["written"] = str(out)
         return runtime
 
 
-def load_results(
-    index: Mapping[str, Mapping[str, Any]], ceiling: CeilingMap | None, options: ComparisonOptions
-) -> dict[str, ModelResults]:
-    """Read what was found of every model; the false discovery rate is over all of them."""
-    held_out = {key: load_held_out(Path(entry["held_out"])) for key, entry in index.items()}
-    rates = rate_of({key: one.p for key, one in held_out.items()}, options.fdr)
+def model_rates(index: Mapping[str, Mapping[str, Any]], options: ComparisonOptions) -> dict[str, FloatArray]:
+    """False discovery rate of every model over the voxels of all of them."""
+    return rate_of({key: load_held_out(Path(entry["held_out"])).p for key, entry in index.items()}, options.fdr)
+
+
+def block_reader(index: Mapping[str, Mapping[str, Any]]) -> Callable[[str], BlockScores]:
+    """Return what reads the block scores of one model, so that not all are in memory at once."""
+
+    def read(model: str) -> BlockScores:
+        held_out = load_held_out(Path(index[model]["held_out"]))
+        return BlockScores(held_out.block_products, held_out.block_energies)
+
+    return read
+
+
+def load_result(entry: Mapping[str, Any], q: FloatArray, ceiling: CeilingMap | None) -> ModelResults:
+    """Read what was found of one model."""
+    return ModelResults(
+        scores=load_scores(Path(entry["scores"])),
+        held_out=load_held_out(Path(entry["held_out"])),
+        q=q,
+        ceiling=ceiling,
+        equal_rank=load_scores(Path(entry["equal_rank"])) if "equal_rank" in entry else None,
+        n_layers=int(entry["n_layers"]),
+    )
+
+
+def counted(index: Mapping[str, Mapping[str, Any]], rates: Mapping[str, FloatArray]) -> dict[str, Any]:
+    """Count what was compared, for the sidecars."""
     return {
-        key: ModelResults(
-            scores=load_scores(Path(entry["scores"])),
-            held_out=held_out[key],
-            q=rates[key],
-            ceiling=ceiling,
-            equal_rank=load_scores(Path(entry["equal_rank"])) if "equal_rank" in entry else None,
-            n_layers=int(entry["n_layers"]),
-        )
-        for key, entry in index.items()
+        "Models": len(index),
+        "Tests": sum(count_comparisons(q) for q in rates.values()),
+        "FeatureSpaces": sum(int(entry["n_spaces"]) for entry in index.values()),
+        "Selection": "conditions and layers are chosen inside training and not tested one by one",
     }
+
+
+def _entities(stem: str) -> dict[str, str]:
+    return dict(part.partition("-")[::2] for part in stem.split("_"))
 
 
 def _target(
@@ -185,18 +211,21 @@ class _Target:
         sidecar_path(path).unlink(missing_ok=True)
 
     def model_sidecar(
-        self, result: ModelResults, results: Mapping[str, ModelResults], model: Mapping[str, Any]
+        self, result: ModelResults, comparisons: Mapping[str, Any], model: Mapping[str, Any]
     ) -> dict[str, Any]:
         """What the sidecars of all maps of one model say."""
-        spaces = sum(len(one.scores.conditions) * len(one.scores.layers) for one in results.values())
-        comparisons = {
-            "Models": len(results),
-            "Tests": sum(count_comparisons(one.held_out.p) for one in results.values()),
-            "FeatureSpaces": spaces,
-            "Selection": "conditions and layers are chosen inside training and not tested one by one",
-        }
-        shown = {"Model": dict(model), **self.facts, "Comparisons": comparisons}
+        shown = {"Model": dict(model), **self.facts, "Comparisons": dict(comparisons)}
         return shown | {"Folds": list(result.scores.fold_names), "Warnings": list(result.scores.warnings)}
+
+    def remove_stale(self, written: Sequence[Path], models: Sequence[str]) -> None:
+        """Remove what an earlier call wrote of these models, or of none, and this one did not write again."""
+        kept = {*written, *(sidecar_path(path) for path in written)}
+        stem = self.name.path(self.output_dir, suffix="x", extension="").name.removesuffix("_x")
+        for path in written[0].parent.glob(f"sub-{self.participant}_*"):
+            entities = _entities(path.name)
+            same_place = _entities(stem).items() <= entities.items() and entities.get("res") == self.name.resolution
+            if same_place and entities.get("model", BANDS) in {*models, BANDS} and path not in kept:
+                path.unlink()
 
     def write_maps(self, model: str | None, maps: Iterable[Map], shared: Mapping[str, Any]) -> list[Path]:
         """Write maps of one model, or of none."""
@@ -210,10 +239,15 @@ class _Target:
         return written
 
     def write_comparisons(
-        self, comparisons: Sequence[Comparison], atlases: Sequence[Atlas], options: ComparisonOptions
+        self,
+        models: Sequence[str],
+        blocks: Callable[[str], BlockScores],
+        atlases: Sequence[Atlas],
+        options: ComparisonOptions,
     ) -> list[Path]:
         """Write the maps and the table of model against model."""
         written = []
+        comparisons = compare_pairs(models, blocks, atlases, options)
         for one in comparisons:
             extra = {
                 "Other": one.model_b,

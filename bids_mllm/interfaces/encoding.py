@@ -102,11 +102,12 @@ class FitScores(SimpleInterface):
             path = self._cached(bold["sha256"], own, lost)
             if not all(one.is_file() for one in _files(path, options).values()):
                 features = ModelFeatures(design, model, own, options)
-                features.warnings += lost_words(lost)
+                features.warnings += (*lost_words(lost), *rank_words(features, brain, options))
                 self._fit(path, features, brain, options)
             first = own[0]["entries"][0]
             files = {name: str(one) for name, one in _files(path, options).items()}
-            index[model] = {**files, "width": first["width"], "n_layers": first["n_layers"]}
+            sizes = {"width": first["width"], "n_layers": first["n_layers"], "n_spaces": n_spaces(own, options)}
+            index[model] = files | sizes
         self._write(Path(runtime.cwd), index, rows, design, lost)
         return runtime
 
@@ -114,8 +115,8 @@ class FitScores(SimpleInterface):
         """Fit one model and keep its scores; those by which it counts as fitted come last."""
         limit = min(self.inputs.max_block_bytes, block_bytes(features.memory(brain), self.inputs.memory_bytes))
         if options.equal_rank is not None:
-            scores, _ = score_model(features, brain, options, max_block_bytes=limit, rank=options.equal_rank)
-            save_scores(_files(path, options)["equal_rank"], scores)
+            ranked = score_model(features, brain, options, max_block_bytes=limit, rank=options.equal_rank)[0]
+            save_scores(_files(path, options)["equal_rank"], ranked)
         scores, predictions = score_model(features, brain, options, max_block_bytes=limit)
         labels = [run.label for run in features.design.runs]
         held_out = held_out_inference(
@@ -160,6 +161,15 @@ class FitScores(SimpleInterface):
         return Path(self.inputs.cache_dir) / f"{digest}.npz"
 
 
+def n_spaces(manifests: Sequence[Mapping[str, Any]], options: FitOptions) -> int:
+    """Count the feature spaces of one model that are fitted."""
+    rows = manifests[0]["entries"]
+    conditions = len(dict.fromkeys(_condition(row) for row in rows))
+    n_layers = int(rows[0]["n_layers"])
+    wanted = range(n_layers) if options.layers is None or n_layers == 1 else options.layers
+    return conditions * sum(layer < n_layers for layer in wanted)
+
+
 def _files(path: Path, options: FitOptions) -> dict[str, Path]:
     """Files of one model: scores, inference and, where asked for, scores at equal rank."""
     files = {"scores": path, "held_out": path.with_name(f"{path.stem}_heldout.npz")}
@@ -168,13 +178,24 @@ def _files(path: Path, options: FitOptions) -> dict[str, Path]:
     return files
 
 
+def rank_words(features: "ModelFeatures", brain: "Brain", options: FitOptions) -> tuple[str, ...]:
+    """Say where a model has fewer components than it is to be compared at."""
+    most = min([features.width, *(len(fold.train) for fold in brain.rows.folds)])
+    if options.equal_rank is None or options.equal_rank <= most:
+        return ()
+    return (
+        f"{features.model} has {most} components at most, fewer than the {options.equal_rank} of --equal-rank: its "
+        "scores at equal rank are at that rank.",
+    )
+
+
 class Brain:
     """The brain data of one participant, stacked and brought to the device when a model first asks for them."""
 
     def __init__(self, series: Path, rows: Rows, device: str, options: FitOptions) -> None:
         self.rows, self.device = rows, device
         self._series = series
-        self._dtype = "float64" if options.solver == "himalaya" else "float32"
+        self.wide = options.solver == "himalaya"
 
     @property
     def n_voxels(self) -> int:
@@ -189,7 +210,7 @@ class Brain:
     @cached_property
     def targets(self) -> Targets:
         """The same on the device."""
-        return prepare_targets(self.Y, self.rows.folds, device=self.device, dtype=self._dtype)
+        return prepare_targets(self.Y, self.rows.folds, device=self.device, dtype="float64" if self.wide else "float32")
 
 
 def lost_windows(manifests: Sequence[Mapping[str, Any]]) -> dict[GridKey, dict[int, str]]:
@@ -280,6 +301,8 @@ class ModelFeatures:
             n_volumes=sum(run.n_volumes for run in self.design.runs),
             n_features=self.width,
             n_delays=len(rows.delays),
+            n_spaces=len(self.conditions) * len(self.layers),
+            wide=brain.wide,
         )
 
     def matrix(self, rows: Rows, condition: Condition, layer: int) -> FloatArray:
@@ -358,12 +381,12 @@ class Space:
 
     def design(self, fold: Fold) -> Design:
         """The design for one outer fold."""
-        if self.rank is None or self.rank >= self.X.shape[1] or not self.varies:
+        if self.rank is None or not self.varies:
             return self.whole
         rows, device = self.brain.rows.delayed, self.brain.device
-        return delayed_design(
-            equal_rank_columns(self.X, rows, fold, rank=self.rank, device=device), rows, device=device
-        )
+        rank = min(self.rank, self.X.shape[1], len(fold.train))
+        columns = equal_rank_columns(self.X, rows, fold, rank=rank, device=device)
+        return delayed_design(columns, rows, device=device)
 
 
 def _score_fold(

@@ -124,6 +124,8 @@ def _write_training_score(results: Sequence[ModelResult], name: MapName, facts: 
 
 def _write_prevalence(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
     """Write in how many participants each voxel is predicted above chance, and what that says of the population."""
+    if not all(result.path("p", "best").is_file() for result in results):
+        return []
     p, mask, affine = stack_maps(results, "p", "best")
     found = prevalence(p)
     facts = facts | {"Alpha": found.alpha, "Confidence": found.confidence, "Unit": found.unit}
@@ -140,9 +142,11 @@ def _write_normalized(results: Sequence[ModelResult], name: MapName, facts: dict
     """Write the mean normalized correlation where every participant has one, by the same kind of ceiling."""
     if not all(result.path("rnormalized", "best").is_file() for result in results):
         return []
+    ceilings = [result.sidecar()["NoiseCeiling"] for result in results]
+    if len({str(one and one["Method"]) for one in ceilings}) > 1:
+        return []
     stacked, mask, affine = stack_maps(results, "rnormalized", "best")
     path = name.path(results[0].output_dir, model=results[0].model, stat="rnormalized", desc="best")
-    ceilings = [result.sidecar()["NoiseCeiling"] for result in results]
     sidecar = outputs()["maps"]["rnormalized"] | facts | {"NoiseCeiling": ceilings}
     write_map(path, mean_maps(list(stacked))[0], mask, affine, sidecar)
     return [path]

@@ -48,10 +48,10 @@ def held_out_inference(
     max_block_bytes
         Bound of the working arrays.
     """
-    test = np.concatenate([fold.test for fold in rows.folds])
-    order = np.argsort(test, kind="stable")
-    predicted = np.concatenate(predictions)[order]
-    test = test[order]
+    test = np.sort(np.concatenate([fold.test for fold in rows.folds]))
+    predicted = np.empty((len(test), Y.shape[1]), dtype=np.float32)
+    for fold, own in zip(rows.folds, predictions, strict=True):
+        predicted[np.searchsorted(test, fold.test)] = own
     truth, segment = Y[test], rows.segment_of_row[test]
     r_by_run, n_rows = pearson_r_by_run(truth, predicted, segment)
     p, p_max, facts = _tested(truth, predicted, segment, options, max_block_bytes)

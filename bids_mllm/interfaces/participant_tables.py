@@ -1,6 +1,6 @@
 """Rows of a participant's tables, and the comparison of its models: plain functions, usable without nipype."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,26 +54,42 @@ def rate_of(results: Mapping[str, FloatArray], method: Method) -> dict[str, Floa
 
 
 def compare_pairs(
-    results: Mapping[str, ModelResults], atlases: Sequence[Atlas], options: ComparisonOptions
+    models: Sequence[str],
+    blocks: Callable[[str], BlockScores],
+    atlases: Sequence[Atlas],
+    options: ComparisonOptions,
 ) -> list[Comparison]:
-    """Compare every pair of models on the same held-out rows."""
-    pairs = pair_labels(list(results))
-    if not pairs or len(next(iter(results.values())).held_out.block_products) < MIN_BLOCKS:
+    """Compare every pair of models on the same held-out rows.
+
+    Parameters
+    ----------
+    models
+    blocks
+        Gives the block scores of a model; those of two are held at once.
+    atlases
+    options
+
+    Returns
+    -------
+    comparisons : list of Comparison
+        None where there are fewer than two models or blocks.
+    """
+    found: list[tuple[str, str, PairedTest, PairedTest]] = []
+    held: dict[str, BlockScores] = {}
+    for a, b in pair_labels(models):
+        held = {model: held[model] if model in held else blocks(model) for model in (a, b)}
+        first, second = held[a], held[b]
+        if len(first.products) < MIN_BLOCKS:
+            return []
+        regions = np.stack([inside for _, inside in _regions(atlases, first.products.shape[1])])
+        chosen = (options.n_permutations, options.seed)
+        test = paired_sign_flip(first, second, n_permutations=chosen[0], seed=chosen[1])
+        regional = region_sign_flip(first, second, regions, n_permutations=chosen[0], seed=chosen[1])
+        found.append((a, b, test, regional))
+    if not found:
         return []
-    regions = np.stack([inside for _, inside in _regions(atlases, len(next(iter(results.values())).q))])
-    blocks = {model: _blocks(one) for model, one in results.items()}
-    n_permutations, seed = options.n_permutations, options.seed
-    tests = {(a, b): paired_sign_flip(blocks[a], blocks[b], n_permutations=n_permutations, seed=seed) for a, b in pairs}
-    rates = fdr(np.stack([test.p for test in tests.values()]), method=options.fdr)
-    comparisons = []
-    for (a, b), q in zip(pairs, rates, strict=True):
-        regional = region_sign_flip(blocks[a], blocks[b], regions, n_permutations=n_permutations, seed=seed)
-        comparisons.append(Comparison(a, b, tests[a, b], q, regional))
-    return comparisons
-
-
-def _blocks(results: ModelResults) -> BlockScores:
-    return BlockScores(results.held_out.block_products, results.held_out.block_energies)
+    rates = fdr(np.stack([test.p for _, _, test, _ in found]), method=options.fdr)
+    return [Comparison(a, b, test, q, regional) for (a, b, test, regional), q in zip(found, rates, strict=True)]
 
 
 def comparison_rows(

@@ -91,10 +91,11 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], cv: CVOptions
     position_of_row = np.concatenate([at[rows] for at, rows in zip(position, usable, strict=True)])
     purge = _purge_seconds(design, delays)
     names = [run.label for run in design.runs]
+    clock = _segment_clock(design, usable, margin=purge + SEGMENT_OVERLAP)
     if cv.values is not None:
         folds = folds_from_values(
             cv.values, run_of_row, volume_of_row, names, groups,
-            position=position_of_row, purge=purge, source=cv.source,
+            position=position_of_row, purge=purge, source=cv.source, segments=clock,
         )  # fmt: skip
     else:
         folds = make_folds(
@@ -107,7 +108,7 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], cv: CVOptions
             purge=purge,
             scheme=cv.scheme,
             film_of_run=group_repeats([{film_of(name)[0] for name in w.stim_files} for w in design.windows]),
-            segments=_segment_clock(design, usable, margin=purge + SEGMENT_OVERLAP),
+            segments=clock,
         )
     segments = _segments(usable, run_of_row, folds)
     segment_of_row = np.concatenate([at[rows] for at, rows in zip(segments, usable, strict=True)])

@@ -18,7 +18,7 @@ def comparison_tables(results: Sequence[ModelResult]) -> tuple[Table, ...]:
 def within_participants(output_dir: Path, name: MapName) -> list[Table]:
     """Model against model in each participant, over all voxels."""
     path = name.path(output_dir, extension=".tsv", stat="modelcomparison")
-    rows = [row for row in (read_tsv(path) if path.is_file() else []) if row["roi"] == "all"]
+    rows = [row for row in (read_tsv(path) if path.is_file() else []) if row.get("roi") == "all"]
     if not rows:
         return []
     numbers = ("mean_difference", "p", "q")

@@ -102,7 +102,7 @@ def _signatures(results: Sequence[ModelResult]) -> str:
     signatures = []
     for result in results:
         folder = result.path("r", "best").parent
-        for path in sorted(folder.glob(f"*_model-{result.model}_*")):
+        for path in sorted([*folder.glob(f"*_model-{result.model}_*"), *folder.glob("*_stat-modelcomparison_*")]):
             status = path.stat()
             signatures.append([path.name, status.st_size, status.st_mtime_ns])
     return json.dumps(signatures)

@@ -1,7 +1,7 @@
 """The participant graph: features per stimulus and model, then brain, fits and maps per participant and space."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,8 +26,9 @@ from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import ModelSpec, ParticipantDesign, WindowGrid
 from bids_mllm.workflows.checks import check_node
 from bids_mllm.workflows.facts import map_facts
-from bids_mllm.workflows.plan import StudyPlan, cv_options
+from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
+from bids_mllm.workflows.statistics import ceiling_method, cv_options
 
 
 def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
@@ -208,7 +209,7 @@ def _connect_ceiling(
     device: str,
 ) -> None:
     """Estimate a noise ceiling where one is asked for and there is one; the participant's own data come first."""
-    method = ceiling_method(plan, design)
+    method = ceiling_method(plan.settings, plan.designs, design)
     if method is None:
         return
     others = [one for one in plan.designs if one.space == design.space and one is not design]
@@ -222,6 +223,7 @@ def _connect_ceiling(
             method=method,
             device=device,
             max_block_bytes=_block_bytes(plan),
+            use_gpu=device.startswith("cuda"),
             app_version=__version__,
         ),
         name=f"ceiling_{label}",
@@ -233,16 +235,6 @@ def _connect_ceiling(
         workflow.connect(bolds[one.participant, one.space], "info", merge, f"in{position}")
     workflow.connect(merge, "out", node, "bolds")
     workflow.connect(node, "ceiling", maps, "ceiling")
-
-
-def ceiling_method(plan: StudyPlan, design: ParticipantDesign) -> str | None:
-    """Return how the noise ceiling of a participant is estimated; None where there is none."""
-    asked = plan.settings.noise_ceiling
-    if asked == "auto":
-        held = range(len(design.runs)) if design.test_runs is None else design.test_runs
-        seen = Counter(showing.stim_file for number in held for showing in design.runs[number].showings)
-        return "repeats" if max(seen.values(), default=0) > 1 else None
-    return None if asked == "none" else asked
 
 
 def _label(design: ParticipantDesign) -> str:
@@ -307,6 +299,7 @@ def _joint_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_f
             partition=json.dumps(real),
             device=device,
             max_block_bytes=_block_bytes(plan),
+            use_gpu=device.startswith("cuda"),
             app_version=__version__,
         ),
         name=f"joint_{label}",

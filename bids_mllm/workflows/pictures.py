@@ -139,6 +139,8 @@ def score_table(results: Sequence[ModelResult]) -> Table:
 
 def _share_significant(result: ModelResult) -> float | None:
     """Share of the tested voxels with a false discovery rate of at most .05; None where nothing was tested."""
+    if not result.path("q", "best").is_file():
+        return None
     q, _ = result.map("q", "best")
     tested = np.isfinite(q)
     return float((q[tested] <= 0.05).mean()) if tested.any() else None

@@ -1,7 +1,6 @@
 """From settings to designs: which runs, stimuli, windows and splits the workflow will be made of."""
 
 import fnmatch
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from bids_mllm.align.showings import showings_from_rows
 from bids_mllm.align.windows import align_run
-from bids_mllm.config import PARTICIPANT, Settings
+from bids_mllm.config import Settings
 from bids_mllm.discover.events import read_events
 from bids_mllm.discover.layout import (
     check_raw_dataset,
@@ -26,13 +25,14 @@ from bids_mllm.features.controls import null_instructions
 from bids_mllm.features.instructions import choose_instructions, load_instructions
 from bids_mllm.features.registry import resolve_models
 from bids_mllm.features.table import check_table
-from bids_mllm.fit.folds import MIN_TRAINING_ROWS, Scheme, check_scheme
+from bids_mllm.fit.folds import MIN_TRAINING_ROWS
 from bids_mllm.interfaces.features import table_from_content
-from bids_mllm.interfaces.rows import CVOptions, make_rows, usable_volumes
+from bids_mllm.interfaces.rows import make_rows, usable_volumes
 from bids_mllm.io.atlas import atlas_name, check_atlas
 from bids_mllm.io.probes import ProbeCache
 from bids_mllm.io.tables import read_feature_table
 from bids_mllm.records import DroppedRun, Instruction, ModelSpec, ParticipantDesign, Run, Stimulus
+from bids_mllm.workflows.statistics import ceiling_method, check_joint, cv_options, with_split_of_file
 
 logger = logging.getLogger("bids_mllm")
 
@@ -76,6 +76,7 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
     models = _models(settings)
     _check_atlases(settings.atlas)
     instructions = _instructions(settings, models)
+    check_joint(settings, models, instructions)
     if not settings.skip_bids_validation:
         check_raw_dataset(settings.bids_dir)
     fmriprep_dir = find_fmriprep(settings.bids_dir, settings.derivatives)
@@ -94,8 +95,10 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         raise InputDataError(_nothing_left(dropped))
     designs = _designs(settings, usable, dropped, spans)
     if not only_list:
+        designs = tuple(with_split_of_file(settings, design) for design in designs)
         for design in designs:
             make_rows(design, delays=settings.delays, cv=cv_options(settings, design.participant))
+            ceiling_method(settings, designs, design)
     return StudyPlan(
         settings,
         fmriprep_dir,
@@ -333,28 +336,6 @@ def _designs(
             )
         )
     return tuple(designs)
-
-
-def cv_options(settings: Settings, participant: str) -> CVOptions:
-    """Return how the rows of a participant are split; reads the file of ``--cv-file``.
-
-    Raises
-    ------
-    UsageError
-        When the file cannot be read or holds no list of folds.
-    """
-    scheme: Scheme = check_scheme(settings.cv)
-    if settings.cv_file is None:
-        return CVOptions(scheme=scheme, n_folds=settings.n_folds)
-    path = settings.cv_file.with_name(settings.cv_file.name.replace(PARTICIPANT, participant))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--cv-file {path} cannot be read ({error}); expected JSON with a list Folds.") from error
-    folds = content.get("Folds") if isinstance(content, dict) else None
-    if not isinstance(folds, list):
-        raise UsageError(f"--cv-file {path} has no list Folds; give a *_split.json of a participant or one like it.")
-    return CVOptions(scheme=scheme, n_folds=settings.n_folds, values=tuple(folds), source=path.name)
 
 
 def held_out_runs(patterns: Sequence[str], runs: Sequence[Run], participant: str) -> tuple[int, ...] | None:

@@ -28,16 +28,16 @@ from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.comparisons import comparison_tables
 from bids_mllm.workflows.facts import cv_words, library_versions, output_task
-from bids_mllm.workflows.participant import ceiling_method
 from bids_mllm.workflows.pictures import (
     best_maps,
     layer_pictures,
     roi_content,
     score_table,
 )
-from bids_mllm.workflows.plan import StudyPlan, cv_options
+from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
 from bids_mllm.workflows.run import Failure
+from bids_mllm.workflows.statistics import ceiling_method, cv_options
 
 
 def bibliography() -> str:
@@ -132,7 +132,7 @@ def _ceiling_words(plan: StudyPlan, design: ParticipantDesign) -> str:
         "participants-exponential": "by predicting each participant from all subsets of the others with ridge "
         "regression and extrapolating with a saturating exponential [@schrimpf2021]",
     }
-    return words.get(ceiling_method(plan, design) or "", "")
+    return words.get(ceiling_method(plan.settings, plan.designs, design) or "", "")
 
 
 def _statistics_words(settings: Settings, *, n_models: int) -> str:
@@ -330,7 +330,10 @@ def participant_warnings(
 
 def _untested_warning(result: ModelResult) -> list[str]:
     """Say why there are no p-values where there are none."""
-    test = read_json(sidecar_path(result.path("p", "best")))["Test"]
+    path = sidecar_path(result.path("p", "best"))
+    if not path.is_file():
+        return [f"{result.model} is not tested against chance: its maps are of an earlier version."]
+    test = read_json(path)["Test"]
     return [] if test["Method"] else [f"{result.model} is not tested against chance: {test['Reason']}"]
 
 

@@ -377,3 +377,40 @@ def test_feature_table_with_one_name_twice(call, study, tmp_path):
     )
     assert result.status == 70
     sentence(result, "the column words twice")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "what"),
+    [
+        (("--partition", "melspectrogram"), 2, "--partition names melspectrogram, which has 0 instructions"),
+        (("--bands", "melspectrogram", "words"), 2, "--bands names words, but the models and tables asked for are"),
+        (("--noise-ceiling", "participants", "--participant-label", "01"), 70, "two or more others in the call"),
+        (("--noise-ceiling", "repeats", "--task-id", "wolf01", "bourne01"), 70, "saw no held-out film more than once"),
+        (("--cv", "kfold", "--n-folds", "40"), 70, "40 folds of runs are asked for"),
+        (("--permutations", "5"), 2, "--permutations is 5, but must be 19 or more"),
+        (("--equal-rank", "0"), 2, "--equal-rank is 0"),
+    ],
+)
+def test_statistics_that_cannot_be_had_are_refused_before_any_work(call, study, tmp_path, words, status, what):
+    result = participant(call, study, tmp_path / "out", "--models", "melspectrogram", *words)
+    assert result.status == status
+    sentence(result, what)
+    assert not list((tmp_path / "out").glob("sub-*/func"))
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "what"),
+    [
+        ("{", 2, "cannot be read"),
+        ("[]", 2, "has no list Folds"),
+        ('{"Folds": []}', 70, "split.json holds no folds"),
+        ('{"Folds": [{"Train": {"task-x": [[0, 9]]}, "Test": {}, "Inner": []}]}', 70, "names the run task-x"),
+    ],
+)
+def test_split_files_that_cannot_be_used(call, study, tmp_path, content, status, what):
+    (tmp_path / "split.json").write_text(content)
+    result = participant(
+        call, study, tmp_path / "out", "--models", "melspectrogram", "--cv-file", tmp_path / "split.json"
+    )
+    assert result.status == status
+    sentence(result, what)

@@ -8,7 +8,7 @@ import pytest
 
 from bids_mllm.exceptions import DesignError
 from bids_mllm.fit.cv_file import folds_from_values, folds_to_values
-from bids_mllm.fit.folds import make_folds
+from bids_mllm.fit.folds import SegmentClock, make_folds
 
 NAMES = ["task-a", "task-b", "task-c", "task-d"]
 RUN = np.repeat(np.arange(4), [30, 25, 40, 35])
@@ -106,3 +106,19 @@ def test_what_is_wrong_is_named(values, change, sentence):
     change(values)
     with pytest.raises(DesignError, match=sentence):
         read(values)
+
+
+def test_training_volumes_next_to_a_held_out_neighbour_are_refused():
+    """Runs a, b and d are segments 1, 2 and 3 of one film; b is held out and touches the ends of the others."""
+    film = np.where(RUN == 2, 1, 0)
+    number = np.array([1, 2, 9, 3])[RUN]
+    clock = SegmentClock(film, number, POSITION - 10, 80 - POSITION, margin=8.0)
+    folds = make_folds(
+        RUN, POSITION, np.arange(4), run_names=NAMES, test_runs=[1], n_folds=2, purge=PURGE, segments=clock
+    )
+    written = folds_to_values(folds, RUN, VOLUME, NAMES)
+    options = {"position": POSITION, "purge": PURGE, "source": "s.json", "segments": clock}
+    same(folds_from_values(written, RUN, VOLUME, NAMES, np.arange(4), **options), folds)
+    written[0]["Train"]["task-d"] = [[5, 40]]
+    with pytest.raises(DesignError, match=r"volume 5 of task-d trains in fold task-b within 8\.00 s of a neighbouring"):
+        folds_from_values(written, RUN, VOLUME, NAMES, np.arange(4), **options)

@@ -15,7 +15,7 @@ from bids_mllm.fit.backend import himalaya_backend
 from bids_mllm.fit.delays import delay_rows
 from bids_mllm.fit.design import delayed_design, delayed_rows, feature_design, kernel_design
 from bids_mllm.fit.kernel_solver import FewTask, StackedTask, kernel_task
-from bids_mllm.fit.ridge import alpha_grid, dual_weights, fit_ridge
+from bids_mllm.fit.ridge import alpha_grid, decompose, dual_weights, fit_ridge
 from bids_mllm.fit.scaling import zscore_segments
 from bids_mllm.fit.targets import prepare_targets
 from bids_mllm.records import Fold
@@ -299,7 +299,8 @@ def test_dual_weights_are_those_of_the_normal_equations():
     targets = prepare_targets(problem.Y, (problem.fold,), dtype="float64")
     best = np.array(list(itertools.islice(itertools.cycle([1.0, 10.0, 1e3]), 15)))
     gram = kernel_design(problem.columns @ problem.columns.T).values
-    weights = dual_weights(gram, targets, problem.fold, which=np.arange(15), best_alphas=best).numpy()
+    eigen = decompose(gram, problem.fold)
+    weights = dual_weights(eigen, targets, problem.fold, which=np.arange(15), best_alphas=best).numpy()
     own = gram.numpy()[np.ix_(problem.fold.train, problem.fold.train)]
     for target, alpha in enumerate(best):
         expected = np.linalg.solve(own + alpha * np.eye(len(own)), problem.Y[problem.fold.train, target])
@@ -330,3 +331,16 @@ def test_a_penalty_too_small_for_the_scale_is_named():
 def test_the_default_grid_is_wide():
     grid = alpha_grid()
     assert (grid[0], grid[-1], len(grid)) == pytest.approx((0.1, 1e9, 11))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_target_that_varies_in_no_held_row_has_no_score(way):
+    problem = Problem(random_features(np.random.default_rng(20), 120, 30), [30, 30, 30, 30], n_targets=3)
+    train = problem.fold.train
+    held = np.arange(10)
+    problem.fold = Fold("odd", train, problem.fold.test, ((np.arange(10, len(train)), held),))
+    Y = problem.Y.copy()
+    Y[train[held], 1] = 0.5
+    fit = problem.fit(way, Y=Y)
+    assert np.isnan(fit.cv_r2[1])
+    assert np.isfinite(fit.cv_r2[[0, 2]]).all()

@@ -51,9 +51,12 @@ def test_a_rank_that_is_not_there_is_refused():
 
 def test_the_estimate_grows_as_its_parts_do():
     wide = fit_memory(1000, 200, 5000, n_volumes=1100, n_features=2000, n_delays=5)
-    assert wide.fixed == 8 * (2 * 1100 * 2000 + 5 * 1000**2)
+    assert wide.fixed == 8 * (2 * 1100 * 2000 + 5 * 1000**2) + 12 * 4 * 5000
     assert wide.targets == 8 * 1000 * 5000
-    assert wide.predictions == 8 * 200 * 5000
+    assert wide.predictions == 16 * 200 * 5000
+    double = fit_memory(1000, 200, 5000, n_volumes=1100, n_features=2000, n_delays=5, n_spaces=10, wide=True)
+    assert double.targets == 12 * 1000 * 5000
+    assert double.fixed - wide.fixed == 9 * 12 * 4 * 5000
     narrow = fit_memory(1000, 200, 5000, n_volumes=1100, n_features=20, n_delays=5)
     assert narrow.fixed < wide.fixed / 10
 

@@ -7,14 +7,19 @@ import pytest
 
 from bids_mllm.align.windows import align_run
 from bids_mllm.exceptions import DesignError
+from bids_mllm.interfaces import ceiling as ceiling_module
 from bids_mllm.interfaces.ceiling import (
+    Gram,
     Viewer,
     ceiling_from_participants,
     ceiling_from_repeats,
+    chosen_subsets,
     common_rows,
+    matched_repeats,
     nearest,
     repeat_rows,
     restricted,
+    sharing_viewers,
 )
 from bids_mllm.interfaces.encoding import FitOptions
 from bids_mllm.interfaces.rows import CVOptions, make_rows
@@ -140,10 +145,53 @@ def test_the_ceiling_of_participants_is_near_the_planted_one(tmp_path, method, t
     assert ceiling.facts["Subsets"] == 7
 
 
+def test_one_who_lacks_a_film_takes_no_part_and_stops_nobody(tmp_path):
+    rng = np.random.default_rng(3)
+    runs = [("a", 0.0, 200), ("b", 0.0, 200), ("c", 0.0, 200)]
+    viewers = [
+        viewer_of(tmp_path, runs, participant=f"0{n}", test_runs=(2,), series=rng.normal(size=(600, 4)))
+        for n in range(1, 4)
+    ]
+    lacking = viewer_of(tmp_path, runs[:2], participant="04", series=rng.normal(size=(400, 4)))
+    options = FitOptions(delays=DELAYS, alphas=(1e0, 1e5, 3), high_pass=0.0, layers=None)
+    assert [v.design.participant for v in sharing_viewers([*viewers, lacking])] == ["02", "03"]
+    ceiling = ceiling_from_participants([*viewers, lacking], options, "participants", "cpu", 2**28)
+    assert ceiling.facts["Participants"] == ["02", "03"]
+
+
+def test_of_many_others_some_subsets_of_each_size_are_tried():
+    assert len(chosen_subsets(["a", "b", "c"])) == 7
+    labels = [f"{number:02d}" for number in range(12)]
+    subsets = chosen_subsets(labels)
+    assert subsets == chosen_subsets(labels)
+    sizes = [len(subset) for subset in subsets]
+    assert set(sizes) == set(range(1, 13))
+    assert max(np.bincount(sizes)) <= 10
+    assert all(len(set(subset)) == len(subset) for subset in subsets)
+
+
+def test_hardly_any_common_volumes_are_no_repeat(tmp_path):
+    """Two runs that show parts of one film which overlap in a few volumes."""
+    viewer = viewer_of(tmp_path, [("a", 0.0, 60), ("b", 0.0, 50), ("a", -110.0, 60)], test_runs=(0, 2))
+    assert 0 < sum(len(rows[0]) for rows in repeat_rows(viewer)) < 20
+    assert matched_repeats(viewer) is None
+    with pytest.raises(DesignError, match="for 20 volumes or more"):
+        ceiling_from_repeats(viewer)
+
+
+def test_the_gram_of_voxels_is_made_tile_by_tile(tmp_path, monkeypatch):
+    series = np.random.default_rng(4).normal(size=(110, 7))
+    viewer = viewer_of(tmp_path, [("a", 0.0, 60), ("b", 0.0, 50)], series=series)
+    places = np.arange(0, 100, 3)
+    monkeypatch.setattr(ceiling_module, "VOXEL_TILE", 3)
+    Y = viewer.targets()[places].astype(float)
+    np.testing.assert_allclose(Gram(viewer, places).on("cpu").numpy(), Y @ Y.T, atol=1e-4)
+
+
 def test_two_participants_are_too_few(tmp_path):
     rng = np.random.default_rng(2)
     runs = [("a", 0.0, 60), ("b", 0.0, 60)]
     viewers = [viewer_of(tmp_path, runs, participant=label, series=rng.normal(size=(120, 3))) for label in ("01", "02")]
     options = FitOptions(delays=DELAYS, alphas=(1e0, 1e5, 6), high_pass=0.0, layers=None)
-    with pytest.raises(DesignError, match="needs three or more in one call, but there are 01, 02"):
+    with pytest.raises(DesignError, match=r"two or more others in the call .* but there is 02"):
         ceiling_from_participants(viewers, options, "participants", "cpu", 2**28)

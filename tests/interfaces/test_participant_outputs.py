@@ -25,6 +25,7 @@ from bids_mllm.interfaces.participant_tables import (
 from bids_mllm.interfaces.rows import Rows
 from bids_mllm.outcomes import BandScores, CeilingMap, PairScores
 from bids_mllm.records import Atlas, Condition, Fold, ModelScores
+from bids_mllm.score.paired import BlockScores
 
 N_VOXELS, N_ROWS = 12, 600
 ATLAS = Atlas("toy", np.repeat([1, 2, 3], 4), (1, 2, 3), ("one", "two", "three"), (4, 4, 8), (1.0, 2.0, 3.0))
@@ -161,9 +162,14 @@ def test_without_ceiling_rank_and_layers_their_maps_are_missing(results):
     np.testing.assert_array_equal(maps["requalrank", "media"][0], ranked.equal_rank.r[1, 0])
 
 
+def blocks_of(results):
+    held_out = {model: one.held_out for model, one in results.items()}
+    return lambda model: BlockScores(held_out[model].block_products, held_out[model].block_energies)
+
+
 def test_models_are_compared_on_the_planted_difference(results):
     options = ComparisonOptions("bh", 999, 0)
-    comparisons = compare_pairs(results, [ATLAS], options)
+    comparisons = compare_pairs(list(results), blocks_of(results), [ATLAS], options)
     (one,) = comparisons
     assert (one.model_a, one.model_b) == ("alpha", "beta")
     rows = {row["roi"]: row for row in comparison_rows("01", comparisons, [ATLAS], options)}
@@ -181,7 +187,7 @@ def test_models_are_compared_on_the_planted_difference(results):
 
 def test_one_model_or_hardly_any_rows_have_no_comparison(results):
     options = ComparisonOptions()
-    assert compare_pairs({"alpha": results["alpha"]}, [], options) == []
+    assert compare_pairs(["alpha"], blocks_of(results), [], options) == []
     assert comparison_rows("01", [], [], options) == []
     assert pair_labels(["a", "b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
 

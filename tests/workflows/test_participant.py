@@ -365,6 +365,21 @@ def test_resource_monitor_plugin_file_and_clean_workdir(study, tmp_path):
     assert max(record["rss_GiB"]) > 0
 
 
+def test_what_an_earlier_call_wrote_and_this_one_does_not_is_gone(small):
+    out, _, words = small
+    func = out / "sub-01/func"
+    asked = ["--noise-ceiling", "repeats", "--equal-rank", "2"]
+    assert run(*words, "--participant-label", "01", *asked).returncode == 0
+    before = {path.name for path in func.iterdir()}
+    assert any("stat-noiseceiling" in name for name in before)
+    assert any("stat-requalrank" in name for name in before)
+    assert run(*words, "--participant-label", "01", "--noise-ceiling", "none").returncode == 0
+    gone = before - {path.name for path in func.iterdir()}
+    assert {name.partition("_stat-")[2].partition("_")[0] for name in gone} == {
+        "noiseceiling", "rnormalized", "requalrank",
+    }  # fmt: skip
+
+
 def values_of(path):
     return nib.load(path).get_fdata()
 
