@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import av
 import pytest
+from tqdm import tqdm
 
 from bids_mllm.features.extractor import Extracted, Extractor, Family, ReadOut
 from bids_mllm.features.instructions import load_instructions
@@ -135,6 +137,7 @@ def run_job(job: Job) -> None:
     logging.getLogger("bids_mllm").setLevel(logging.ERROR)
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)  # the progress bar
+    tqdm.set_lock(threading.RLock())  # one that is shared stays taken when the process that holds it is killed
     store_module.WINDOWS_PER_CHUNK = job.per_chunk
     grid_work.PART_SECONDS = job.part_seconds
     if job.kill is not None:
