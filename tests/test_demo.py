@@ -19,7 +19,7 @@ def test_demo_finds_what_was_planted(tmp_path):
     assert found.returncode == 0, found.stdout + found.stderr[-3000:]
     lines = found.stdout.splitlines()
     rows = [line for line in lines if line.startswith(("01", "02", "03"))]
-    assert len(rows) == 3 * 7
+    assert len(rows) == 3 * 10
     assert all(row.rstrip().endswith("yes") for row in rows)
     assert any(line.startswith("Linear CKA of qwen25vltiny layer 3") for line in lines)
     assert lines[-1] == f"Report: {tmp_path / 'demo' / 'results' / 'group.html'}"

@@ -87,9 +87,8 @@ def test_data_are_scaled_by_run_and_spaces_differ(problem: Any, shape: Any) -> N
     assert np.abs(one - two).max() > 0.1
 
 
-@pytest.mark.parametrize("name", ["parcel5", "primal"])
-def test_only_realistic_features_ask_for_float64(code: Any, name: str) -> None:
-    shape = code.cases.QUICK_SHAPES[name]
+def test_only_realistic_features_ask_for_float64(code: Any) -> None:
+    shape = code.cases.QUICK_SHAPES["parcel5"]
     found = {
         kind: code.measure.stages(code.cases.make_problem(shape, kind), "cpu")["float64_alphas"]
         for kind in code.cases.KINDS
