@@ -55,15 +55,21 @@ class FoldTask:
         """Score all penalties and return the predictions at the best ones, (n_usable, n_test)."""
         raise NotImplementedError
 
-    def offer(self, number: int, start: int, stop: int, loss: "torch.Tensor") -> "torch.Tensor":
-        """Take penalty `number` for the targets it suits best so far, of equal ones the lowest; return which."""
+    def offer(self, number: int, start: int, stop: int, loss: "torch.Tensor") -> None:
+        """Take penalty `number` for the targets it suits best so far, of equal ones the lowest."""
         import torch
 
         score, best = 1.0 - loss.to(torch.float64), self.score[start:stop]
         better = (score > best) | ((score == best) & (self.chosen[start:stop] > number))
         self.score[start:stop] = torch.where(better, score, best)
         self.chosen[start:stop].masked_fill_(better, number)
-        return better
+
+    def empty_predictions(self) -> "torch.Tensor":
+        """Room for the predictions, (n_usable, n_test), beside the targets."""
+        import torch
+
+        shape = (len(self.targets.usable), len(self.fold.test))
+        return torch.empty(shape, dtype=self.products, device=self.targets.values.device)
 
     def block_loss(self, residuals: "Sequence[torch.Tensor]", start: int, stop: int) -> "torch.Tensor":
         """Weighted squared errors of some targets from the residuals (n_block, n_held) of every split."""

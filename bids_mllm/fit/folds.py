@@ -76,13 +76,14 @@ class SegmentClock:
 
     def touches(self, rows: IntArray, held: IntArray) -> BoolArray:
         """Which of `rows` adjoin a segment of `held`, shape (len(rows),)."""
-        numbered = held[self.number[held] >= 0]
-        segments = set(zip(self.film[numbered].tolist(), self.number[numbered].tolist(), strict=True))
-        own = list(zip(self.film[rows].tolist(), self.number[rows].tolist(), strict=True))
-        follows = np.array([(film, number - 1) in segments for film, number in own], dtype=bool)
-        leads = np.array([number >= 0 and (film, number + 1) in segments for film, number in own], dtype=bool)
-        touching: BoolArray = follows & (self.since_start[rows] < self.margin)
-        return touching | (leads & (self.until_end[rows] < self.margin))
+        # One number a segment, with room between films for the neighbours of the first and the last.
+        code = self.film * (int(self.number.max(initial=0)) + 3) + self.number
+        segments = np.unique(code[held[self.number[held] >= 0]])
+        own, numbered = code[rows], self.number[rows] >= 0
+        follows = np.isin(own - 1, segments) & (self.since_start[rows] < self.margin)
+        leads = np.isin(own + 1, segments) & (self.until_end[rows] < self.margin)
+        touching: BoolArray = numbered & (follows | leads)
+        return touching
 
 
 def make_folds(

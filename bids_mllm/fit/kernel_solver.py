@@ -87,10 +87,7 @@ class FewTask(KernelTask):
 
     def predictions(self) -> "torch.Tensor":
         """See `FoldTask`."""
-        import torch
-
-        shape = (len(self.targets.usable), len(self.fold.test))
-        predictions = torch.empty(shape, dtype=self.products, device=self.targets.values.device)
+        predictions = self.empty_predictions()
         fills = [self._pass(dtype, single) for dtype, single in self._settled()]
         for fill in fills:
             fill(predictions)
@@ -186,8 +183,6 @@ class StackedTask(KernelTask):
 
     def predictions(self) -> "torch.Tensor":
         """See `FoldTask`."""
-        import torch
-
         self.settle(spectrum(self.gram, min(self.alphas)))
         if self.gram.device.type == "cpu":
             self.block = min(self.block, CACHED_TARGETS)
@@ -198,8 +193,7 @@ class StackedTask(KernelTask):
                 self._score_by_split(number, operators)
             else:
                 self._score_by_triangle(number, operators, common)
-        shape = (len(self.targets.usable), len(self.fold.test))
-        predictions = torch.empty(shape, dtype=self.products, device=self.targets.values.device)
+        predictions = self.empty_predictions()
         self.predict(range(len(self.alphas)), predictions)
         return predictions
 

@@ -108,8 +108,7 @@ class PrimalTask(FoldTask):
         """``X_test (C + alpha I)^-1 X'y`` with the penalty that each target chose."""
         import torch
 
-        shape = (len(self.targets.usable), len(self.fold.test))
-        predictions = torch.empty(shape, dtype=self.products, device=self.targets.values.device)
+        predictions = self.empty_predictions()
         for number in np.unique(self.chosen.cpu().numpy()).tolist():
             dtype = self.dtypes[number]
             matrix = self.covariance.clone()
