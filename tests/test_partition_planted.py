@@ -1,11 +1,17 @@
 """Unique and shared variance by the app's own banded ridge, on bands of which the parts are planted."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from bids_mllm.fit import band_weights, feature_design, fit_banded, fit_ridge
-from bids_mllm.records import Fold
+from bids_mllm.exceptions import DesignError
+from bids_mllm.fit import FitMemory, band_weights, feature_design, fit_banded, fit_ridge, prepare_targets
+from bids_mllm.interfaces import bands as module
+from bids_mllm.interfaces.encoding import FitOptions, FitScores
+from bids_mllm.interfaces.rows import Rows
+from bids_mllm.records import Condition, Fold
 from bids_mllm.score import (
     normalized_correlation,
     partition_normalized_r,
@@ -100,60 +106,67 @@ def test_normalized_correlations_do_not_add_up_as_r2_does():
     assert abs(partition_r2(first.r2, second.r2, joint.r2).shared.mean()) < 0.02
 
 
+class Made:
+    """A model of thirteen instructions whose columns are made up, and a note of every matrix that was asked for."""
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        runs = np.repeat([0, 1, 2], 20)
+        train = np.arange(40)
+        self.fold = Fold("last", train, np.arange(40, 60), ((train[:20], train[20:]), (train[20:], train[:20])))
+        rows = Rows((0,), (np.ones(60, dtype=bool),), (), runs, np.arange(60), runs, (self.fold,))
+        self.Y = rng.normal(size=(60, 4)).astype(np.float32)
+        self.keys = [f"I{number}" for number in range(13)]
+        self.columns = {(key, layer): rng.normal(size=(60, 5)) for key in self.keys for layer in (2, 4)}
+        self.asked = []
+        brain = SimpleNamespace(rows=rows, Y=self.Y, targets=prepare_targets(self.Y, (self.fold,)), device="cpu")
+        training = np.zeros((1, 13, 2))
+        training[0, :, 1] = 0.1  # layer 4 is preferred on average, layer 2 by the instructions I3 and I4
+        training[0, 3:5, 0] = 0.5
+        conditions = tuple(Condition("generated", key) for key in self.keys)
+        scores = SimpleNamespace(conditions=conditions, layers=(2, 4), fold_cv_r2=training)
+        options = FitOptions(delays=(0,), alphas=(1.0, 100.0, 2), high_pass=0.0, layers=None)
+        self.work = module._Joint(brain, {"m": self}, {"m": scores}, options, 2**26)
+
+    def matrix(self, rows, condition, layer):
+        self.asked.append((condition.instruction, layer))
+        return self.columns[condition.instruction, layer]
+
+    def r2(self, designs, weights):
+        fit = fit_banded(designs, self.Y, self.fold, alphas=np.array([1.0, 100.0]), weights=weights)
+        runs = np.full(20, 2)
+        return score_columns(self.Y, fit.predictions, runs, rows=self.fold.test).r2
+
+
 def test_all_pairs_of_instructions_use_kernels_that_are_made_once(monkeypatch):
     """78 pairs of 13 conditions: thirteen kernels, and no other Gram matrix of features."""
-    from types import SimpleNamespace
-
-    from bids_mllm.interfaces import bands as module
-    from bids_mllm.interfaces.encoding import FitOptions
-    from bids_mllm.interfaces.rows import Rows
-    from bids_mllm.records import Condition
-
-    rng = np.random.default_rng(1)
-    n = 60
-    runs = np.repeat([0, 1, 2], 20)
-    train = np.arange(40)
-    fold = Fold("last", train, np.arange(40, 60), ((train[:20], train[20:]), (train[20:], train[:20])))
-    rows = Rows((0,), (np.ones(n, dtype=bool),), (), runs, np.arange(n), runs, (fold,))
-    Y = rng.normal(size=(n, 4)).astype(np.float32)
-    keys = [f"I{number}" for number in range(13)]
-    conditions = tuple(Condition("generated", key) for key in keys)
-    columns = {key: rng.normal(size=(n, 5)) for key in keys}
-    made = []
-
-    class Features:
-        def matrix(self, rows, condition, layer):
-            made.append(condition.instruction)
-            return columns[condition.instruction]
-
-    from bids_mllm.fit import prepare_targets
-
-    brain = SimpleNamespace(rows=rows, Y=Y, targets=prepare_targets(Y, (fold,)), device="cpu")
-    scores = SimpleNamespace(conditions=conditions, layers=(4,), fold_cv_r2=np.zeros((1, 13, 1)))
-    options = FitOptions(delays=(0,), alphas=(1.0, 100.0, 2), high_pass=0.0, layers=None)
     monkeypatch.setattr(module, "PAIR_POINTS", 3)
-    work = module._Joint(brain, {"m": Features()}, {"m": scores}, options, 2**26)
-    pairs = work.fit_pairs("m", keys)
-    assert made == keys
+    made = Made()
+    made.work.scores["m"].fold_cv_r2[0, 3:5, 0] = 0.0
+    pairs = made.work.fit_pairs("m", made.keys)
+    assert made.asked == [(key, 4) for key in made.keys]
     assert len(pairs.pairs) == 78
     assert pairs.pair_r2.shape == (78, 4)
     assert pairs.layers == (4,)
-    a, b = pairs.pairs[40]
-    own = fit_banded(
-        [feature_design(columns[keys[k]]) for k in (a, b)], Y, fold, alphas=np.array([1.0, 100.0]),
-        weights=band_weights(2, 3),
-    )  # fmt: skip
-    expected = score_columns(Y, own.predictions, runs[fold.test], rows=fold.test).r2
-    np.testing.assert_allclose(pairs.pair_r2[40], expected, atol=1e-5)
+    designs = [feature_design(made.columns[made.keys[k], 4]) for k in pairs.pairs[40]]
+    np.testing.assert_allclose(pairs.pair_r2[40], made.r2(designs, band_weights(2, 3)), atol=1e-5)
+
+
+def test_a_group_of_instructions_is_a_band_of_their_columns_side_by_side():
+    made = Made()
+    groups = [module.Band("m:first", "m", ("I0", "I1", "I2")), module.Band("m:other", "m", ("I3", "I4"))]
+    bands = made.work.fit_bands(groups)
+    assert bands.names == ("m:first", "m:other")
+    assert bands.spaces == (("generatedI0 generatedI1 generatedI2 layer 4", "generatedI3 generatedI4 layer 2"),)
+    sides = [("I0", "I1", "I2"), 4], [("I3", "I4"), 2]
+    designs = [feature_design(np.hstack([made.columns[key, layer] for key in keys])) for keys, layer in sides]
+    np.testing.assert_allclose(bands.r2, made.r2(designs, band_weights(2, module.PAIR_POINTS)), atol=1e-5)
+    np.testing.assert_allclose(bands.product_r2.sum(axis=0), bands.r2, atol=1e-4)
+    best = made.work.fit_bands([module.Band("m", "m"), groups[0]])
+    assert best.spaces[0][0] == "generatedI3 layer 2"
 
 
 def test_fits_that_need_more_memory_than_is_allowed_end_with_both_figures(tmp_path):
-    from types import SimpleNamespace
-
-    from bids_mllm.exceptions import DesignError
-    from bids_mllm.fit.memory import FitMemory
-    from bids_mllm.interfaces.encoding import FitOptions, FitScores
-
     features = SimpleNamespace(memory=lambda brain: FitMemory(2**32, 2**30, 2**30))
     options = FitOptions(delays=(1,), alphas=(1.0, 10.0, 2), high_pass=0.0, layers=None)
     node = FitScores()

@@ -164,7 +164,8 @@ def add_fit_options(parser: Parser) -> None:
         "--bands",
         nargs="+",
         metavar="NAME",
-        help="models or feature tables to fit jointly by banded ridge, each at its best condition and layer",
+        help="models or feature tables to fit jointly by banded ridge, each at its best condition and layer; "
+        "MODEL:GROUP stands for all instructions of a group at the best layer, such as MODEL:language",
     )
     add(
         group,

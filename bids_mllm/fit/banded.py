@@ -78,6 +78,11 @@ def band_weights(n_bands: int, n_points: int = 20, *, seed: int = 0) -> FloatArr
     return np.vstack([fixed, *drawn]) if drawn else fixed
 
 
+def gram_of(design: Design) -> "torch.Tensor":
+    """Gram matrix (n_rows, n_rows) float64 of a design of either form."""
+    return design.values if design.form == "kernel" else design.values @ design.values.T
+
+
 def band_kernels(designs: Sequence[Design], fold: Fold) -> "list[torch.Tensor]":
     """Gram matrices of the bands, brought to the same mean diagonal over the training rows.
 
@@ -86,7 +91,7 @@ def band_kernels(designs: Sequence[Design], fold: Fold) -> "list[torch.Tensor]":
     """
     import torch
 
-    grams = [one.values if one.form == "kernel" else one.values @ one.values.T for one in designs]
+    grams = [gram_of(one) for one in designs]
     for number, gram in enumerate(grams):
         check_same_samples("Band 0", len(grams[0]), f"band {number}", len(gram))
     train = torch.as_tensor(fold.train, device=grams[0].device)

@@ -50,12 +50,13 @@ def folds_to_values(
 def _ranges(
     rows: IntArray, run_of_row: IntArray, volume_of_row: IntArray, run_names: Sequence[str]
 ) -> dict[str, list[list[int]]]:
+    rows = rows[np.lexsort((volume_of_row[rows], run_of_row[rows]))]
+    run, volume = run_of_row[rows], volume_of_row[rows]
+    breaks = np.flatnonzero((np.diff(run) != 0) | (np.diff(volume) > 1))
+    firsts, lasts = np.r_[0, breaks + 1], np.r_[breaks, len(rows) - 1]
     ranges: dict[str, list[list[int]]] = {}
-    for run in np.unique(run_of_row[rows]):
-        volumes = np.sort(volume_of_row[rows[run_of_row[rows] == run]])
-        breaks = np.flatnonzero(np.diff(volumes) > 1)
-        firsts, lasts = volumes[np.r_[0, breaks + 1]], volumes[np.r_[breaks, len(volumes) - 1]]
-        ranges[run_names[run]] = [[int(a), int(b) + 1] for a, b in zip(firsts, lasts, strict=True)]
+    for number, first, last in zip(run[firsts].tolist(), volume[firsts].tolist(), volume[lasts].tolist(), strict=True):
+        ranges.setdefault(run_names[number], []).append([first, last + 1])
     return ranges
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiPath,
 from tqdm import tqdm
 
 from bids_mllm.exceptions import DesignError
-from bids_mllm.fit.banded import BandedFit, band_weights, fit_banded
+from bids_mllm.fit.banded import BandedFit, band_weights, fit_banded, gram_of
 from bids_mllm.fit.design import Design
 from bids_mllm.fit.ridge import alpha_grid, fit_ridge
 from bids_mllm.interfaces.encoding import (
@@ -35,13 +36,33 @@ from bids_mllm.score.partition import product_measure
 PAIR_POINTS = 5
 
 
+@dataclass(frozen=True)
+class Band:
+    """What a band is made of: the best feature space of a model, or some of its instructions side by side.
+
+    Attributes
+    ----------
+    name
+        As the user gave it.
+    model
+        Key of the model or table.
+    instructions
+        Keys whose features stand side by side, at the layer that training prefers; empty for the feature space that
+        training prefers.
+    """
+
+    name: str
+    model: str
+    instructions: tuple[str, ...] = ()
+
+
 class _JointInputSpec(BaseInterfaceInputSpec):
     design = File(exists=True, mandatory=True, desc="JSON of a ParticipantDesign")
     bold = File(exists=True, mandatory=True, desc="JSON that PrepareBold wrote")
     manifests = InputMultiPath(File(exists=True), mandatory=True, desc="JSONs of feature entries")
     scores = File(exists=True, mandatory=True, desc="JSON that FitScores wrote")
     options = traits.Str(mandatory=True, desc="JSON of FitOptions")
-    bands = traits.List(traits.Str(), desc="models or tables to fit jointly")
+    bands = traits.Str("[]", usedefault=True, desc="JSON list of the fields of each Band to fit jointly")
     partition = traits.Str("{}", usedefault=True, desc="JSON: for each model the keys of the instructions to pair")
     device = traits.Str("cpu", usedefault=True, nohash=True)
     max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True)
@@ -64,9 +85,10 @@ class FitJointly(SimpleInterface):
         options = fit_options_from_json(self.inputs.options)
         work = _Joint.open(self.inputs, options)
         written: dict[str, Any] = {"bands": None, "pairs": {}}
-        if self.inputs.bands:
+        bands = _bands(self.inputs.bands)
+        if bands:
             written["bands"] = str(folder / "bands.npz")
-            save_bands(folder / "bands.npz", work.fit_bands(self.inputs.bands))
+            save_bands(folder / "bands.npz", work.fit_bands(bands))
         for number, (model, instructions) in enumerate(json.loads(self.inputs.partition).items()):
             path = folder / f"pairs_{number}.npz"
             save_pairs(path, work.fit_pairs(model, instructions))
@@ -74,6 +96,10 @@ class FitJointly(SimpleInterface):
         write_json(folder / "joint.json", written)
         self._results["joint"] = str(folder / "joint.json")
         return runtime
+
+
+def _bands(text: str) -> list[Band]:
+    return [Band(one["name"], one["model"], tuple(one["instructions"])) for one in json.loads(text)]
 
 
 class _Joint:
@@ -100,7 +126,7 @@ class _Joint:
         design = without_windows(design, {key: set(reasons) for key, reasons in lost.items()})
         rows = make_rows(design, delays=options.delays, cv=options.cv)
         brain = Brain(Path(read_json(Path(inputs.bold))["series"]), rows, inputs.device, options)
-        wanted = dict.fromkeys([*inputs.bands, *json.loads(inputs.partition)])
+        wanted = dict.fromkeys([*(band.model for band in _bands(inputs.bands)), *json.loads(inputs.partition)])
         features = {
             model: ModelFeatures(design, model, [one for one in manifests if one["model"] == model], options)
             for model in wanted
@@ -113,17 +139,17 @@ class _Joint:
         """Design of one feature space."""
         return Space(self.features[model].matrix(self.brain.rows, condition, layer), self.brain, None).whole
 
-    def fit_bands(self, names: Sequence[str]) -> BandScores:
-        """Fit the best feature space of each model jointly, and jointly without each."""
+    def fit_bands(self, bands: Sequence[Band]) -> BandScores:
+        """Fit bands jointly, and jointly without each."""
+        names = [band.name for band in bands]
         parts: list[tuple[Any, ...]] = []
         spaces = []
         for number, fold in enumerate(tqdm(self.brain.rows.folds, desc=f"fit bands {', '.join(names)}", unit="fold")):
-            chosen = [self._best_space(name, number) for name in names]
-            spaces.append(tuple(f"{condition.label} layer {layer}" for condition, layer in chosen))
-            designs = [self.design(name, *space) for name, space in zip(names, chosen, strict=True)]
+            designs, labels = zip(*(self.band_design(band, number) for band in bands), strict=True)
+            spaces.append(labels)
             joint = self._banded(designs, fold)
             scores = self._score(joint.predictions, fold)
-            without = [self._without(designs, band, fold) for band in range(len(names))]
+            without = [self._without(designs, place, fold) for place in range(len(bands))]
             truth = self.brain.Y[fold.test]
             less = (np.stack([one.r for one in without]), np.stack([one.r2 for one in without]))
             parts.append((scores.r, scores.r2, _product(truth, joint.band_predictions), *less, joint.band_weights))
@@ -132,14 +158,12 @@ class _Joint:
     def fit_pairs(self, model: str, instructions: Sequence[str]) -> PairScores:
         """Fit every condition of a model and every pair of them, at the layer that training prefers."""
         scores = self.scores[model]
-        conditions = paired_conditions(model, scores.conditions, instructions)
-        own = [scores.conditions.index(condition) for condition in conditions]
+        conditions = instructed_conditions(model, scores.conditions, instructions, least=2)
         pairs = tuple(combinations(range(len(conditions)), 2))
         parts: list[tuple[Any, ...]] = []
         layers = []
         for number, fold in enumerate(self.brain.rows.folds):
-            place = int(np.nanargmax(np.nan_to_num(scores.fold_cv_r2[number][own].mean(axis=0), nan=-1.0)))
-            layers.append(scores.layers[place])
+            layers.append(self._best_layer(model, conditions, number))
             designs = [self.design(model, condition, layers[-1]) for condition in conditions]
             single = [self._single(design, fold) for design in designs]
             joint = [
@@ -153,6 +177,26 @@ class _Joint:
             )
         labels = tuple(condition.label for condition in conditions)
         return PairScores(model, labels, tuple(layers), pairs, *_means(parts))
+
+    def band_design(self, band: Band, fold: int) -> tuple[Design, str]:
+        """Design of a band in one outer fold, and what it is made of."""
+        if not band.instructions:
+            condition, layer = self._best_space(band.model, fold)
+            return self.design(band.model, condition, layer), f"{condition.label} layer {layer}"
+        conditions = instructed_conditions(band.model, self.scores[band.model].conditions, band.instructions, least=1)
+        layer = self._best_layer(band.model, conditions, fold)
+        # The Gram matrix of columns side by side is the sum of theirs.
+        grams = (gram_of(self.design(band.model, condition, layer)) for condition in conditions)
+        total = next(grams).clone()
+        for gram in grams:
+            total.add_(gram)
+        return Design("kernel", total), f"{' '.join(condition.label for condition in conditions)} layer {layer}"
+
+    def _best_layer(self, model: str, conditions: Sequence[Condition], fold: int) -> int:
+        """Layer with the highest training score of the whole brain, mean over some conditions."""
+        scores = self.scores[model]
+        own = [scores.conditions.index(condition) for condition in conditions]
+        return scores.layers[int(np.nan_to_num(scores.fold_cv_r2[fold][own].mean(axis=0), nan=-1.0).argmax())]
 
     def _best_space(self, model: str, fold: int) -> tuple[Condition, int]:
         scores = self.scores[model]
@@ -185,10 +229,10 @@ class _Joint:
         return score_columns(self.brain.Y, predictions, segments, rows=fold.test, device=self.brain.device)
 
 
-def paired_conditions(
-    model: str, conditions: Sequence[Condition], instructions: Sequence[str]
+def instructed_conditions(
+    model: str, conditions: Sequence[Condition], instructions: Sequence[str], *, least: int
 ) -> tuple[Condition, ...]:
-    """Conditions of the first pooling that carries two or more of the instructions.
+    """Conditions of the first pooling that carries at least so many of the instructions.
 
     Raises
     ------
@@ -197,11 +241,11 @@ def paired_conditions(
     """
     for pooling in dict.fromkeys(condition.pooling for condition in conditions):
         own = tuple(c for c in conditions if c.pooling == pooling and c.instruction in instructions)
-        if len(own) >= 2:
+        if len(own) >= least:
             return own
     raise DesignError(
-        f"--partition names {model}, which has fewer than two instructions to pair; name a model that follows "
-        "instructions and ask for two or more of them."
+        f"{model} has fewer than {least} of the instructions {', '.join(instructions)} under any pooling; name a model "
+        "that follows instructions and ask for these."
     )
 
 

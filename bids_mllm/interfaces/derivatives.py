@@ -274,7 +274,7 @@ class _Target:
         written = []
         if joint["bands"]:
             bands = load_bands(Path(joint["bands"]))
-            described = {"Model": {name: models[name] for name in bands.names}, **self.facts}
+            described = {"Model": {name: models[name.partition(":")[0]] for name in bands.names}, **self.facts}
             written += self.write_maps(BANDS, bands_maps(bands, self.ceiling), described)
         for model, path in joint["pairs"].items():
             pairs = load_pairs(Path(path))

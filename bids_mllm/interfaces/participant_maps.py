@@ -1,5 +1,6 @@
 """Which maps are made of a participant's scores: plain functions from records to (stat, desc, values, extra)."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,8 @@ def _inference_maps(results: ModelResults, chosen: Mapping[str, Any]) -> Iterato
 def _condition_maps(results: ModelResults, number: int) -> Iterator[Map]:
     scores = results.scores
     condition, layers = scores.conditions[number], list(scores.layers)
-    extra = {"Condition": condition.label, "Layers": layers, "Pooling": condition.pooling}
+    depths = relative_depths(scores, results.n_layers)
+    extra = {"Condition": condition.label, "Layers": layers, "Depths": depths.tolist(), "Pooling": condition.pooling}
     extra |= {"Instruction": condition.instruction} if condition.instruction else {}
     arrays = {
         "r": scores.r, "rconcat": scores.r_concatenated, "r2": scores.r2, "cvr2": scores.cv_r2, "alpha": scores.alpha,
@@ -83,8 +85,7 @@ def _condition_maps(results: ModelResults, number: int) -> Iterator[Map]:
         values = np.asarray(array[number], dtype=np.float32)
         yield stat, condition.label, values[0] if len(layers) == 1 else values, dict(extra)
     if len(layers) > 1:
-        depths = relative_depths(scores, results.n_layers)
-        whole = {name: value for name, value in extra.items() if name != "Layers"} | {"Depths": depths.tolist()}
+        whole = {name: value for name, value in extra.items() if name != "Layers"}
         for stat, preferred in (("depth", preferred_depth_argmax), ("depthmass", preferred_depth_mass)):
             yield stat, condition.label, preferred(scores.cv_r2[number], depths=depths), dict(whole)
 
@@ -101,7 +102,7 @@ def bands_maps(scores: BandScores, ceiling: CeilingMap | None) -> Iterator[Map]:
     yield "r2", "joint", scores.r2, chosen
     for number, name in enumerate(scores.names):
         extra = {**chosen, "Band": name}
-        desc = name.replace("+", "")
+        desc = re.sub("[^0-9a-zA-Z]", "", name)
         yield "r2product", desc, scores.product_r2[number], extra
         yield "bandweight", desc, scores.weights[number], extra
         yield "r2unique", desc, scores.r2 - scores.r2_without[number], extra

@@ -143,7 +143,9 @@ def score_rows(participant: str, results: ModelResults, atlas: Atlas, seed: int)
     known = VoxelStatistics(
         ceiling, results.q, held_out.r_by_run, np.asarray(held_out.facts["RowsByRun"], dtype=int), seed
     )
-    return [{"participant": participant, **row} for row in roi_table(results.scores, atlas, known)]
+    depths = dict(zip(results.scores.layers, relative_depths(results.scores, results.n_layers).tolist(), strict=True))
+    rows = roi_table(results.scores, atlas, known)
+    return [{"participant": participant, **row, "depth": depths.get(row["layer"], float("nan"))} for row in rows]
 
 
 def layer_rows(participant: str, results: ModelResults, atlas: Atlas) -> list[dict[str, Any]]:

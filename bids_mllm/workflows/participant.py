@@ -28,7 +28,7 @@ from bids_mllm.workflows.checks import check_node
 from bids_mllm.workflows.facts import map_facts
 from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
-from bids_mllm.workflows.statistics import ceiling_method, cv_options
+from bids_mllm.workflows.statistics import ceiling_method, cv_options, joint_bands
 
 
 def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
@@ -295,7 +295,7 @@ def _joint_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_f
         FitJointly(
             design=str(design_file),
             options=json.dumps(_fit_options(plan, design), sort_keys=True),
-            bands=list(settings.bands),
+            bands=json.dumps(joint_bands(settings, plan.instructions)),
             partition=json.dumps(real),
             device=device,
             max_block_bytes=_block_bytes(plan),

@@ -163,8 +163,9 @@ def _joint_words(settings: Settings) -> str:
     if settings.bands:
         names = ", ".join(f"`{name}`" for name in settings.bands)
         sentences.append(
-            f"{names} were also fitted jointly by banded ridge [@himalaya], each with the condition and layer that "
-            "training prefers over the whole brain; R2 was split by the product measure, and what only one band "
+            f"{names} were also fitted jointly by banded ridge [@himalaya], each model with the condition and layer "
+            "that training prefers over the whole brain, each group of instructions with the features under all of "
+            "them at the layer that it prefers; R2 was split by the product measure, and what only one band "
             "explains was taken from the joint fit without it."
         )
     if settings.partition:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bids_mllm.config import PARTICIPANT, Settings
 from bids_mllm.exceptions import InputDataError, UsageError
@@ -81,12 +82,14 @@ def check_joint(
 ) -> None:
     """Refuse bands and partitions that name what is not fitted or has no instructions to pair."""
     fitted = [*(model.key for model in models), *settings.feature_table]
-    for option, names in (("--bands", settings.bands), ("--partition", settings.partition)):
+    bands = [name.partition(":")[0] for name in settings.bands]
+    for option, names in (("--bands", bands), ("--partition", settings.partition)):
         absent = [name for name in names if name not in fitted]
         if absent:
             raise UsageError(
                 f"{option} names {', '.join(absent)}, but the models and tables asked for are {', '.join(fitted)}."
             )
+    joint_bands(settings, instructions)
     for name in settings.partition:
         real = [one for one in instructions.get(name, ()) if null_kind(one) is None]
         if len(real) < 2 or not set(settings.poolings) & set(INSTRUCTED_POOLINGS):
@@ -95,6 +98,29 @@ def check_joint(
                 f"{', '.join(settings.poolings)}, but two or more are needed with one of "
                 f"{', '.join(INSTRUCTED_POOLINGS)}; name a model that follows instructions."
             )
+
+
+def joint_bands(settings: Settings, instructions: Mapping[str, Sequence[Instruction]]) -> list[dict[str, Any]]:
+    """Return the fields of each band of ``--bands``: MODEL, or MODEL:GROUP for the instructions of a group.
+
+    Raises
+    ------
+    UsageError
+        When a model has no instructions of that group, or no pooling that carries any is read out.
+    """
+    bands = []
+    for name in settings.bands:
+        model, colon, group = name.partition(":")
+        real = [one for one in instructions.get(model, ()) if null_kind(one) is None]
+        keys = [one.key for one in real if one.group == group] if colon else []
+        if colon and (not keys or not set(settings.poolings) & set(INSTRUCTED_POOLINGS)):
+            known = ", ".join(dict.fromkeys(one.group for one in real)) or "none"
+            raise UsageError(
+                f"--bands names {name}, but the groups of instructions that are asked of {model} are {known}, and "
+                f"one of the poolings {', '.join(INSTRUCTED_POOLINGS)} is needed."
+            )
+        bands.append({"name": name, "model": model, "instructions": keys})
+    return bands
 
 
 def with_split_of_file(settings: Settings, design: ParticipantDesign) -> ParticipantDesign:

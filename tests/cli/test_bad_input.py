@@ -384,6 +384,7 @@ def test_feature_table_with_one_name_twice(call, study, tmp_path):
     [
         (("--partition", "melspectrogram"), 2, "--partition names melspectrogram, which has 0 instructions"),
         (("--bands", "melspectrogram", "words"), 2, "--bands names words, but the models and tables asked for are"),
+        (("--bands", "melspectrogram:language", "melspectrogram"), 2, "the groups of instructions that are asked of"),
         (("--noise-ceiling", "participants", "--participant-label", "01"), 70, "two or more others in the call"),
         (("--noise-ceiling", "repeats", "--task-id", "wolf01", "bourne01"), 70, "saw no held-out film more than once"),
         (("--cv", "kfold", "--n-folds", "40"), 70, "40 folds of runs are asked for"),

@@ -149,7 +149,7 @@ def test_every_map_is_declared_and_holds_what_it_says(results):
     np.testing.assert_allclose(normalized[:, :8], scores.r[1][:, :8] / 0.5, rtol=1e-6)
     assert np.isnan(normalized[:, 8:11]).all()
     # Three of five layers were fitted: their depths are those among all five.
-    assert maps["depth", "media"][1]["Depths"] == [0.0, 0.25, 0.5]
+    assert maps["depth", "media"][1]["Depths"] == maps["r", "media"][1]["Depths"] == [0.0, 0.25, 0.5]
     np.testing.assert_allclose(maps["depth", "media"][0], scores.cv_r2[1].argmax(axis=0) / 4)
 
 
@@ -202,7 +202,9 @@ def test_region_rows_know_ceiling_significance_and_intervals(results):
     assert (best["three"]["n_ceiling"], best["three"]["noise_ceiling"]) == (1, 0.25)
     by_run = results["alpha"].held_out.r_by_run[:, :4].mean(axis=1)
     assert by_run.min() <= best["one"]["r_low"] < best["one"]["r_high"] <= by_run.max()
+    assert np.isnan(best["one"]["depth"])
     single = next(row for row in rows if row["layer"] == 1)
+    assert single["depth"] == 0.25  # layers 0 to 2 of five were fitted
     assert np.isnan(single["r_low"])
     assert np.isnan(single["significant_share"])
 

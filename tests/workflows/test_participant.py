@@ -397,6 +397,7 @@ def test_joint_fits_equal_rank_and_a_split_from_a_file(finished, study, tmp_path
     ]
     result = run(
         *words, "--participant-label", "01", "--cv-file", split, "--bands", "motionenergy", "melspectrogram",
+        "qwen25vltiny:perceptual",
         "--partition", "qwen25vltiny", "--equal-rank", "2", "--permutations", "99", "--layers", "0", "3",
         "--features-dir", former / "sourcedata/features",
     )  # fmt: skip
@@ -410,7 +411,7 @@ def test_joint_fits_equal_rank_and_a_split_from_a_file(finished, study, tmp_path
     joint = values_of(func / f"{again}_model-bands_stat-r2_desc-joint_statmap.nii.gz")
     parts = [
         values_of(func / f"{again}_model-bands_stat-r2product_desc-{band}_statmap.nii.gz")
-        for band in ("motionenergy", "melspectrogram")
+        for band in ("motionenergy", "melspectrogram", "qwen25vltinyperceptual")
     ]
     np.testing.assert_allclose(sum(parts), joint, atol=1e-4)
     pair = "generatedAR", "generatedESA"
