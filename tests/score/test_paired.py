@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from bids_mllm.exceptions import DesignError
 from bids_mllm.score.correlation import pearson_r
-from bids_mllm.score.paired import BlockScores, _difference_parts, block_scores, paired_sign_flip
+from bids_mllm.score.paired import (
+    BlockScores,
+    _difference_parts,
+    block_scores,
+    paired_sign_flip,
+    region_sign_flip,
+)
 
 RNG = np.random.default_rng(1)
 
@@ -132,3 +138,29 @@ def test_what_cannot_be_tested_is_refused():
         paired_sign_flip(three, three, n_permutations=0)
     with pytest.raises(ValueError, match="block_length is 0"):
         block_scores(y, y, runs, block_length=0)
+
+
+def test_a_region_of_one_voxel_is_that_voxel_and_copies_of_a_voxel_count_as_one():
+    rng = np.random.default_rng(8)
+    runs = np.repeat(np.arange(3), 70)
+    y = rng.normal(size=(210, 4))
+    models = [block_scores(y, 0.3 * weight * y + rng.normal(size=y.shape), runs) for weight in (1, 0)]
+    copies = [BlockScores(*(np.repeat(part, 5, axis=1) for part in (m.products, m.energies))) for m in models]
+    single = paired_sign_flip(*models, n_permutations=999)
+    alone = region_sign_flip(*models, np.eye(4, dtype=bool), n_permutations=999)
+    np.testing.assert_allclose(alone.difference, single.difference, atol=1e-6)
+    np.testing.assert_allclose(alone.p, single.p, atol=2e-3)
+    many = region_sign_flip(*copies, np.repeat(np.eye(4, dtype=bool), 5, axis=1), n_permutations=999)
+    np.testing.assert_allclose(many.p, alone.p)
+
+
+def test_a_region_is_the_mean_over_the_targets_that_both_models_have():
+    rng = np.random.default_rng(9)
+    runs = np.repeat(np.arange(2), 60)
+    y, a, b = rng.normal(size=(3, 120, 3))
+    b[:, 2] = 0.0
+    scores = block_scores(y, a, runs), block_scores(y, b, runs)
+    test = region_sign_flip(*scores, np.array([[True, True, True], [False, False, True]]), n_permutations=99)
+    expected = paired_sign_flip(*scores, n_permutations=99).difference[:2].mean()
+    assert test.difference[0] == pytest.approx(expected, abs=1e-6)
+    assert np.isnan(test.p[1])
