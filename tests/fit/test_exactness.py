@@ -10,6 +10,7 @@ from himalaya.scoring import r2_score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bids_mllm.exceptions import DesignError
 from bids_mllm.fit import kernel_solver, ridge
 from bids_mllm.fit.backend import himalaya_backend
 from bids_mllm.fit.delays import delay_rows
@@ -344,3 +345,8 @@ def test_a_target_that_varies_in_no_held_row_has_no_score(way):
     fit = problem.fit(way, Y=Y)
     assert np.isnan(fit.cv_r2[1])
     assert np.isfinite(fit.cv_r2[[0, 2]]).all()
+
+
+def test_a_run_shorter_than_the_delays_is_named():
+    with pytest.raises(DesignError, match="A run of 3 TRs is not longer than the longest delay of 5 TRs"):
+        delayed_rows([np.zeros(40, dtype=bool), np.zeros(3, dtype=bool)], (1, 5))
