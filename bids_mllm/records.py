@@ -17,6 +17,8 @@ BoolArray = NDArray[np.bool_]
 Media = Literal["video", "audio", "both", "table"]
 Pooling = Literal["generated", "last", "instruction", "media", "stimulus"]
 WindowPosition = Literal["end", "center", "start"]
+#: What the columns of a series are: voxels, vertices of both hemispheres, CIFTI grayordinates, or parcels.
+Form = Literal["volume", "surface", "grayordinates", "parcels"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,16 @@ class Showing:
     media_onset
         Seconds on the stimulus clock at which the playback starts.
     duration
-        Seconds of playback, or None where the events do not say.
+        Seconds of playback on the run's clock, or None where the events do not say.
+    rate
+        Seconds of the stimulus that pass in one second of the run; 1 unless the clocks drift.
     """
 
     stim_file: str
     run_onset: float
     media_onset: float = 0.0
     duration: float | None = None
+    rate: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class Run:
     `start_time` is the time of the first volume on the run's clock (BIDS StartTime), so volume i is
     at ``start_time + i * repetition_time``. `run` is an integer so that run-01 and run-1 are equal.
     `non_steady_state` counts the first volumes that are left out since magnetisation was not steady yet.
-    `showings_rule` names the rule by which the events became showings.
+    `showings_rule` names the rule by which the events became showings. On surfaces `bold` is the left hemisphere and
+    `bold_right` the right one. `segmentation` is the label of the parcels of a table, `dataset` the series within an
+    HDF5 file. `derivative` is the name of the derivative data set that `bold` lies in; `denoised` tells that confounds
+    were removed there.
     """
 
     participant: str
@@ -68,6 +76,19 @@ class Run:
     showings_rule: str = ""
     resolution: str | None = None
     non_steady_state: int = 0
+    form: Form = "volume"
+    bold_right: Path | None = None
+    density: str | None = None
+    segmentation: str | None = None
+    dataset: str | None = None
+    derivative: str = "fmriprep"
+    denoised: bool = False
+
+    @property
+    def place(self) -> str:
+        """What the maps are in, as in file names, e.g. ``fsLR_den-91k``."""
+        entities = {"seg": self.segmentation, "res": self.resolution, "den": self.density}
+        return "_".join([self.space, *(f"{key}-{label}" for key, label in entities.items() if label)])
 
     @property
     def label(self) -> str:
@@ -399,3 +420,8 @@ class ParticipantDesign:
     windows: tuple[TRWindows, ...]
     dropped: tuple[DroppedRun, ...]
     test_runs: tuple[int, ...] | None
+
+    @property
+    def place(self) -> str:
+        """What the maps are in, as in file names, e.g. ``fsLR_den-91k``."""
+        return self.runs[0].place

@@ -39,7 +39,7 @@ def read_design(path: Path) -> ParticipantDesign:
 
 
 def _run(item: dict[str, Any]) -> Run:
-    paths = {k: Path(item[k]) if item[k] else None for k in ("bold", "mask", "confounds", "events")}
+    paths = {k: Path(item[k]) if item[k] else None for k in ("bold", "bold_right", "mask", "confounds", "events")}
     showings = tuple(Showing(**showing) for showing in item["showings"])
     return Run(**(item | paths | {"showings": showings}))
 
