@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from bids_mllm.discover.clocks import Clocks
 from bids_mllm.discover.events import find_events
-from bids_mllm.discover.names import BidsName, FolderIndex, normalise_entities, parse_name, read_json
+from bids_mllm.discover.names import BidsName, FolderIndex, normalise_entities, parse_name
 from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.records import DroppedRun, Run
 
 logger = logging.getLogger(__name__)
-
-#: Header and sidecar may differ by the float32 of the header.
-TR_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def find_runs(layout: Any, bids_dir: Path, fmriprep_dir: Path, query: RunQuery) 
     confounds = _select(
         layout, query, "confounds", suffix=["timeseries", "regressors"], extension=".tsv", desc="confounds"
     )
-    clocks = _Clocks(bids_dir, fmriprep_dir, folders)
+    clocks = Clocks(bids_dir, fmriprep_dir, folders)
     runs = [_make_run(bold, masks, confounds, clocks) for bold in bolds]
     return tuple(sorted(runs, key=lambda r: (r.participant, r.space, r.session or "", r.task, r.run or 0)))
 
@@ -144,50 +141,13 @@ def _nothing_matches(layout: Any, query: RunQuery) -> str:
     return f"No preprocessed NIfTI BOLD file matches {words}; the derivative has {found}."
 
 
-@dataclass(frozen=True)
-class _Clocks:
-    """Where the timing of a run is read from."""
-
-    bids_dir: Path
-    fmriprep_dir: Path
-    folders: FolderIndex
-
-    def sidecar(self, bold: BidsName) -> dict[str, Any]:
-        """Metadata of a derivative BOLD: the raw sidecars first, then its own; a derivative sidecar of
-        the same run in another space gives the TR where none of these does.
-        """
-        raw_folder = self.bids_dir / bold.path.parent.relative_to(self.fmriprep_dir)
-        entities = {k: v for k, v in bold.entities.items() if k not in ("space", "desc", "res", "den")}
-        raw = self.folders.inherited(self.bids_dir, raw_folder, entities, suffix="bold", extension=".json")
-        own = self.folders.inherited(
-            self.fmriprep_dir, bold.path.parent, bold.entities, suffix="bold", extension=".json"
-        )
-        merged: dict[str, Any] = {}
-        for name in raw:
-            merged |= {k: v for k, v in read_json(name.path).items() if k == "RepetitionTime"}
-        for name in own:
-            merged |= read_json(name.path)
-        if "RepetitionTime" not in merged:
-            merged |= self._sibling(bold)
-        return merged
-
-    def _sibling(self, bold: BidsName) -> dict[str, Any]:
-        for name in self.folders.names(bold.path.parent):
-            if name.suffix == "bold" and name.extension == ".json" and name.run_key == bold.run_key:
-                repetition_time = read_json(name.path).get("RepetitionTime")
-                if repetition_time is not None:
-                    return {"RepetitionTime": repetition_time}
-        return {}
-
-
-def _make_run(bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[BidsName], clocks: _Clocks) -> Run:
-    sidecar = clocks.sidecar(bold)
+def _make_run(bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[BidsName], clocks: Clocks) -> Run:
     present = bold.path.exists()
     mask = _same_grid(bold, masks)
     shape, header_tr = _read_header(bold.path) if present else ((0, 0, 0, 0), 0.0)
     if present and mask is not None and mask.exists():
         _check_mask(bold.path, shape, mask)
-    repetition_time = _repetition_time(bold.path, sidecar, header_tr)
+    clock = clocks.clock(bold, header_tr)
     confound = next((name.path for name in confounds if name.run_key == bold.run_key), None)
     run = bold.entities.get("run")
     return Run(
@@ -199,8 +159,8 @@ def _make_run(bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[Bid
         bold=bold.path if present else None,
         mask=mask,
         confounds=confound,
-        repetition_time=repetition_time,
-        start_time=_start_time(bold.path, sidecar, repetition_time),
+        repetition_time=clock.repetition_time,
+        start_time=clock.start_time,
         n_volumes=shape[3],
         events=find_events(clocks.bids_dir, bold, clocks.folders),
         resolution=bold.entities.get("res"),
@@ -260,40 +220,3 @@ def _check_mask(bold: Path, shape: Sequence[int], mask: Path) -> None:
             f"The mask {mask} has the shape {tuple(mask_shape)} but its BOLD {bold.name} has "
             f"{tuple(shape[:3])}; both must be on one grid: preprocess the run again or remove the mask."
         )
-
-
-def _repetition_time(bold: Path, sidecar: Mapping[str, Any], header_tr: float) -> float:
-    stated = _seconds(bold, sidecar, "RepetitionTime")
-    if stated is None:
-        if header_tr <= 0:
-            raise InputDataError(
-                f"Neither a sidecar nor the header gives the RepetitionTime of {bold}; write it into "
-                f"{bold.name.partition('.')[0]}.json."
-            )
-        return header_tr
-    if header_tr > 0 and abs(stated - header_tr) > TR_TOLERANCE:
-        raise InputDataError(
-            f"RepetitionTime is {stated:g} s in the sidecar of {bold} but {header_tr:g} s in its "
-            "header; correct the wrong one."
-        )
-    return stated
-
-
-def _seconds(bold: Path, sidecar: Mapping[str, Any], key: str) -> float | None:
-    value = sidecar.get(key)
-    if value is None:
-        return None
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not usable or (key == "RepetitionTime" and value <= 0):
-        raise InputDataError(
-            f"{key} is {value!r} in the sidecar of {bold}, but must be a number of seconds; correct the sidecar."
-        )
-    return float(value)
-
-
-def _start_time(bold: Path, sidecar: Mapping[str, Any], repetition_time: float) -> float:
-    """StartTime, else the middle of the TR where slice timing was corrected, else 0."""
-    stated = _seconds(bold, sidecar, "StartTime")
-    if stated is not None:
-        return stated
-    return 0.5 * repetition_time if sidecar.get("SliceTimingCorrected") is True else 0.0
