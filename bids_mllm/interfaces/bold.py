@@ -4,12 +4,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from bids_mllm.io.bold import prepare_runs, save_mask
+from bids_mllm.io.bold import prepare_runs
 from bids_mllm.io.design import read_design
-from bids_mllm.io.files import atomic_path, write_json
+from bids_mllm.io.files import write_json
+from bids_mllm.io.maps import map_extension, save_map
 
 
 class _PrepareInputSpec(BaseInterfaceInputSpec):
@@ -33,24 +33,26 @@ class PrepareBold(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         folder = Path(runtime.cwd)
         runs = read_design(Path(self.inputs.design)).runs
-        series, good, mask, affine, names = prepare_runs(
-            runs, strategy=self.inputs.confounds, high_pass=self.inputs.high_pass
-        )
-        with atomic_path(folder / "series.npy") as scratch:
-            np.save(scratch, series)
-        save_mask(folder / "mask.nii.gz", mask, affine)
-        usable = mask.copy()
-        usable[mask] = good
-        save_mask(folder / "usable.nii.gz", usable, affine)
+        series = folder / "series.npy"
+        prepared = prepare_runs(runs, series, strategy=self.inputs.confounds, high_pass=self.inputs.high_pass)
+        extension = map_extension(prepared.grid)
+        files = {name: folder / f"{name}_hemi-L_mask{extension}" for name in ("mask", "usable")}
+        save_map(files["mask"], prepared.mask, prepared.grid)
+        save_map(files["usable"], prepared.usable, prepared.grid)
+        n_places = int(prepared.mask.sum())
         info = {
-            "series": str(folder / "series.npy"),
-            "sha256": hashlib.sha256(np.ascontiguousarray(series).data).hexdigest(),
-            "mask": str(folder / "mask.nii.gz"),
-            "usable": str(folder / "usable.nii.gz"),
-            "n_voxels": int(mask.sum()),
-            "n_set_aside": int((~good).sum()),
-            "confounds": list(names),
+            "series": str(series),
+            "sha256": _digest(series),
+            **{name: str(path) for name, path in files.items()},
+            "n_voxels": n_places,
+            "n_set_aside": n_places - int(prepared.usable.sum()),
+            "confounds": list(prepared.confounds),
         }
         write_json(folder / "bold.json", info)
         self._results["info"] = str(folder / "bold.json")
         return runtime
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, isdefined, traits
 
 from bids_mllm.interfaces.participant_maps import Map, ModelResults, bands_maps, model_maps, pairs_maps
@@ -21,9 +20,11 @@ from bids_mllm.interfaces.participant_tables import (
     score_rows,
 )
 from bids_mllm.io.atlas import load_atlas
-from bids_mllm.io.derivatives import MapName, outputs, read_map, sidecar_path, write_map, write_mask, write_table
+from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_map, write_mask, write_table
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json, written_record
+from bids_mllm.io.grids import Grid, VolumeGrid
+from bids_mllm.io.maps import files_of_map, load_map, map_extension
 from bids_mllm.io.scores import load_bands, load_ceiling, load_held_out, load_pairs, load_scores
 from bids_mllm.outcomes import CeilingMap
 from bids_mllm.records import Atlas, BoolArray, FloatArray
@@ -72,7 +73,7 @@ class WriteMaps(SimpleInterface):
         atlases = target.atlases([Path(path) for path in self.inputs.atlases])
         for model in index:
             target.forget(model)
-        written = [target.write_encoding_mask(bold), *target.write_split(fitted["folds"])]
+        written = [*target.write_encoding_mask(bold), *target.write_split(fitted["folds"])]
         written += target.write_ceiling()
         written += target.write_comparisons(list(index), block_reader(index), atlases, options)
         if isdefined(self.inputs.joint):
@@ -85,7 +86,8 @@ class WriteMaps(SimpleInterface):
             written += target.write_maps(key, model_maps(result), target.model_sidecar(result, comparisons, model))
         target.remove_stale(written, list(index))
         out = Path(runtime.cwd) / "written.json"
-        write_json(out, written_record([*written, *(sidecar_path(path) for path in written if path.suffix != ".json")]))
+        sidecars = dict.fromkeys(sidecar_path(path) for path in written if path.suffix != ".json")
+        write_json(out, written_record([*written, *sidecars]))
         self._results["written"] = str(out)
         return runtime
 
@@ -131,32 +133,40 @@ def _entities(stem: str) -> dict[str, str]:
     return dict(part.partition("-")[::2] for part in stem.split("_"))
 
 
+def _place_of(entities: Mapping[str, str]) -> str:
+    """What a file is in, by its entities."""
+    return MapName(
+        None, "", entities.get("space", ""), entities.get("res"), entities.get("den"), entities.get("seg")
+    ).place
+
+
 def _target(
     design: Any, bold: Mapping[str, Any], facts: Mapping[str, Any], ceiling: CeilingMap | None, output_dir: Path
 ) -> "_Target":
-    mask, affine = read_map(Path(bold["mask"]))
-    usable, _ = read_map(Path(bold["usable"]))
+    usable, grid = load_map(Path(bold["usable"]))
     known = {"ConfoundRegressors": bold["confounds"], "NoiseCeiling": None if ceiling is None else dict(ceiling.facts)}
+    run = design.runs[0]
     return _Target(
-        name=MapName(design.participant, facts["task"], design.space, facts["resolution"]),
+        name=MapName(
+            design.participant, facts["task"], run.space, run.resolution, run.density, run.segmentation,
+            map_extension(grid),
+        ),
         output_dir=output_dir,
-        mask=mask > 0,
-        usable=(usable > 0)[mask > 0],
-        affine=affine,
+        usable=usable > 0,
+        grid=grid,
         facts=facts["sidecar"] | known,
         ceiling=ceiling,
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Target:
-    """Where and on which voxels one participant's outputs are written."""
+    """Where and on which places one participant's outputs are written; `usable` (n_places,) have scores."""
 
     name: MapName
     output_dir: Path
-    mask: BoolArray
     usable: BoolArray
-    affine: Any
+    grid: Grid
     facts: Mapping[str, Any]
     ceiling: CeilingMap | None
 
@@ -165,18 +175,13 @@ class _Target:
         """Label of the participant."""
         return str(self.name.participant)
 
-    @property
-    def volume(self) -> BoolArray:
-        """Usable voxels as a volume."""
-        volume = self.mask.copy()
-        volume[self.mask] = self.usable
-        return volume
-
     def atlases(self, images: Sequence[Path]) -> list[Atlas]:
-        """Load the label images on the usable voxels."""
-        return [load_atlas(image, self.volume, self.affine) for image in images]
+        """Load the label images on the usable places."""
+        if not isinstance(self.grid, VolumeGrid):
+            raise NotImplementedError
+        return [load_atlas(image, self.usable.reshape(self.grid.shape), self.grid.affine) for image in images]
 
-    def write_encoding_mask(self, bold: Mapping[str, Any]) -> Path:
+    def write_encoding_mask(self, bold: Mapping[str, Any]) -> list[Path]:
         """Write the mask of the voxels that have scores."""
         path = self.name.path(self.output_dir, suffix="mask", desc="encoding")
         sidecar = {
@@ -188,8 +193,10 @@ class _Target:
         }
         if self.name.resolution:
             sidecar["Resolution"] = f"res-{self.name.resolution} of the input"
-        write_mask(path, self.volume, self.affine, sidecar)
-        return path
+        if self.name.density:
+            sidecar["Density"] = f"den-{self.name.density} of the input: {self.grid.words}"
+        write_mask(path, self.usable, self.grid, sidecar)
+        return list(files_of_map(path))
 
     def write_split(self, folds: Sequence[Mapping[str, Any]]) -> list[Path]:
         """Write the split by runs and volumes, which ``--cv-file`` reads."""
@@ -207,8 +214,8 @@ class _Target:
     def forget(self, model: str) -> None:
         """Remove the map by which a model counts as finished; it is written again last."""
         path = self.name.path(self.output_dir, model=model, stat="r", desc="best")
-        path.unlink(missing_ok=True)
-        sidecar_path(path).unlink(missing_ok=True)
+        for each in (*files_of_map(path), sidecar_path(path)):
+            each.unlink(missing_ok=True)
 
     def model_sidecar(
         self, result: ModelResults, comparisons: Mapping[str, Any], model: Mapping[str, Any]
@@ -223,19 +230,17 @@ class _Target:
         stem = self.name.path(self.output_dir, suffix="x", extension="").name.removesuffix("_x")
         for path in written[0].parent.glob(f"sub-{self.participant}_*"):
             entities = _entities(path.name)
-            same_place = _entities(stem).items() <= entities.items() and entities.get("res") == self.name.resolution
+            same_place = _entities(stem).items() <= entities.items() and _place_of(entities) == self.name.place
             if same_place and entities.get("model", BANDS) in {*models, BANDS} and path not in kept:
                 path.unlink()
 
     def write_maps(self, model: str | None, maps: Iterable[Map], shared: Mapping[str, Any]) -> list[Path]:
         """Write maps of one model, or of none."""
-        written = []
+        written: list[Path] = []
         for stat, desc, values, extra in maps:
             path = self.name.path(self.output_dir, model=model, stat=stat, desc=desc)
-            write_map(
-                path, self._expand(values), self.mask, self.affine, outputs()["maps"][stat] | extra | dict(shared)
-            )
-            written.append(path)
+            write_map(path, values, self.usable, self.grid, outputs()["maps"][stat] | extra | dict(shared))
+            written += files_of_map(path)
         return written
 
     def write_comparisons(
@@ -318,9 +323,3 @@ class _Target:
         path = self.name.path(self.output_dir, extension=".tsv", model=model, stat=stat, atlas=atlas)
         write_table(path, rows, declared["Columns"], {"Description": declared["Description"], **heads, **self.facts})
         return [path]
-
-    def _expand(self, values: FloatArray) -> FloatArray:
-        """From usable voxels to all voxels of the mask, NaN where set aside."""
-        full = np.full((*values.shape[:-1], self.usable.size), np.nan, dtype=np.float32)
-        full[..., self.usable] = values
-        return full

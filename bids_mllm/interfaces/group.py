@@ -1,5 +1,6 @@
 """Nodes of the group level."""
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from bids_mllm.group.maps import group_choice, mean_maps
 from bids_mllm.group.tables import group_tests
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_map, write_table
 from bids_mllm.io.files import read_tsv, write_json, written_record
+from bids_mllm.io.maps import files_of_map
 from bids_mllm.io.results import ModelResult, find_results, roi_tables, stack_maps
 from bids_mllm.records import FloatArray
 
@@ -20,9 +22,7 @@ from bids_mllm.records import FloatArray
 class _GroupInputSpec(BaseInterfaceInputSpec):
     output_dir = traits.Str(mandatory=True)
     participants = traits.List(traits.Str(), mandatory=True)
-    task = traits.Str(mandatory=True)
-    space = traits.Str(mandatory=True)
-    resolution = traits.Str("", usedefault=True)
+    name = traits.Str(mandatory=True, desc="JSON of the fields of a MapName")
     signatures = traits.Str(mandatory=True, desc="sizes and times of the inputs, so that changed ones run again")
     app_version = traits.Str(mandatory=True)
 
@@ -43,7 +43,7 @@ class SummariseModel(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         results = _results(self.inputs, model=self.inputs.model)
-        name = MapName(None, self.inputs.task, self.inputs.space, self.inputs.resolution or None)
+        name = MapName(**json.loads(self.inputs.name))
         written = write_group_model(results, name)
         self._results["written"] = _listed(runtime, written)
         return runtime
@@ -57,7 +57,7 @@ class SummariseTables(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         results = _results(self.inputs, model=None)
-        name = MapName(None, self.inputs.task, self.inputs.space, self.inputs.resolution or None)
+        name = MapName(**json.loads(self.inputs.name))
         written = [*write_roi_tables(results, name), *write_comparison(results, name)]
         self._results["written"] = _listed(runtime, written)
         return runtime
@@ -65,18 +65,16 @@ class SummariseTables(SimpleInterface):
 
 def _listed(runtime: Any, written: Sequence[Path]) -> str:
     path = Path(runtime.cwd) / "written.json"
-    write_json(path, written_record([*written, *map(sidecar_path, written)]))
+    files = [file for each in written for file in files_of_map(each)]
+    write_json(path, written_record([*files, *dict.fromkeys(map(sidecar_path, files))]))
     return str(path)
 
 
 def _results(inputs: Any, *, model: str | None) -> tuple[ModelResult, ...]:
-    wanted = (inputs.task, inputs.space, inputs.resolution or None)
+    wanted = MapName(**json.loads(inputs.name))
     found = find_results(Path(inputs.output_dir), inputs.participants)
     return tuple(
-        result
-        for result in found
-        if (result.name.task, result.name.space, result.name.resolution) == wanted
-        and (model is None or result.model == model)
+        result for result in found if result.name.of_group() == wanted and (model is None or result.model == model)
     )
 
 
@@ -103,22 +101,22 @@ def write_group_model(results: Sequence[ModelResult], name: MapName) -> list[Pat
 
 
 def _write_means(results: Sequence[ModelResult], name: MapName, desc: str, facts: dict[str, Any]) -> list[Path]:
-    stacked, mask, affine = stack_maps(results, "r", desc)
+    stacked, kept, grid = stack_maps(results, "r", desc)
     output_dir = results[0].output_dir
     written = []
     mean, sem, n = mean_maps(list(stacked))
     for stat, values in (("r", mean), ("sem", sem), ("n", n.astype(np.float32))):
         path = name.path(output_dir, model=results[0].model, stat=stat, desc=desc)
-        write_map(path, values, mask, affine, outputs()["maps"][stat] | facts)
+        write_map(path, values, kept, grid, outputs()["maps"][stat] | facts)
         written.append(path)
     return written
 
 
 def _write_training_score(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
     """Write the mean training-internal score, by which voxels can be chosen without looking at held-out data."""
-    stacked, mask, affine = stack_maps(results, "cvr2", "best")
+    stacked, kept, grid = stack_maps(results, "cvr2", "best")
     path = name.path(results[0].output_dir, model=results[0].model, stat="cvr2", desc="best")
-    write_map(path, mean_maps(list(stacked))[0], mask, affine, outputs()["maps"]["cvr2"] | facts)
+    write_map(path, mean_maps(list(stacked))[0], kept, grid, outputs()["maps"]["cvr2"] | facts)
     return [path]
 
 
@@ -126,14 +124,14 @@ def _write_prevalence(results: Sequence[ModelResult], name: MapName, facts: dict
     """Write in how many participants each voxel is predicted above chance, and what that says of the population."""
     if not all(result.path("p", "best").is_file() for result in results):
         return []
-    p, mask, affine = stack_maps(results, "p", "best")
+    p, kept, grid = stack_maps(results, "p", "best")
     found = prevalence(p)
     facts = facts | {"Alpha": found.alpha, "Confidence": found.confidence, "Unit": found.unit}
     maps = {"nsignificant": found.n_significant, "prevalence": found.map, "prevalencelow": found.low}
     written = []
     for stat, values in maps.items():
         path = name.path(results[0].output_dir, model=results[0].model, stat=stat, desc="best")
-        write_map(path, np.asarray(values, dtype=np.float32), mask, affine, outputs()["maps"][stat] | facts)
+        write_map(path, np.asarray(values, dtype=np.float32), kept, grid, outputs()["maps"][stat] | facts)
         written.append(path)
     return written
 
@@ -145,18 +143,18 @@ def _write_normalized(results: Sequence[ModelResult], name: MapName, facts: dict
     ceilings = [result.sidecar()["NoiseCeiling"] for result in results]
     if len({str(one and one["Method"]) for one in ceilings}) > 1:
         return []
-    stacked, mask, affine = stack_maps(results, "rnormalized", "best")
+    stacked, kept, grid = stack_maps(results, "rnormalized", "best")
     path = name.path(results[0].output_dir, model=results[0].model, stat="rnormalized", desc="best")
     sidecar = outputs()["maps"]["rnormalized"] | facts | {"NoiseCeiling": ceilings}
-    write_map(path, mean_maps(list(stacked))[0], mask, affine, sidecar)
+    write_map(path, mean_maps(list(stacked))[0], kept, grid, sidecar)
     return [path]
 
 
 def _write_choice(results: Sequence[ModelResult], name: MapName, facts: dict[str, Any]) -> list[Path]:
-    _, mask, affine = stack_maps(results, "r", "best")
+    _, kept, grid = stack_maps(results, "r", "best")
     per_condition = []
     for condition in facts["Conditions"]:
-        stacked, _, _ = stack_maps(results, "cvr2", condition, mask=mask)
+        stacked, _, _ = stack_maps(results, "cvr2", condition, kept=kept)
         per_condition.append(stacked if stacked.ndim == 3 else stacked[:, None, :])
     condition, layer = group_choice(np.stack(per_condition, axis=1))
     numbers = np.asarray(facts["Layers"], dtype=np.float32)[np.maximum(layer, 0)]
@@ -168,7 +166,7 @@ def _write_choice(results: Sequence[ModelResult], name: MapName, facts: dict[str
     for stat, values in chosen.items():
         path = name.path(results[0].output_dir, model=results[0].model, stat=stat)
         extra = {"Choice": "highest training-internal R2, mean over participants"}
-        write_map(path, values, mask, affine, outputs()["maps"][stat] | facts | extra)
+        write_map(path, values, kept, grid, outputs()["maps"][stat] | facts | extra)
         written.append(path)
     return written
 

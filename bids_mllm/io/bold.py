@@ -1,65 +1,73 @@
-"""BOLD series as (n_volumes, n_voxels) arrays, masked and cleaned run by run."""
+"""BOLD series as (n_volumes, n_places) arrays, masked and cleaned run by run."""
 
-import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bids_mllm.exceptions import InputDataError
 from bids_mllm.io.confounds import load_confounds
 from bids_mllm.io.files import atomic_path
+from bids_mllm.io.grids import Grid, same_grid
+from bids_mllm.io.series import brain_places, read_series, series_grid
 from bids_mllm.records import BoolArray, FloatArray, Run
 
+#: Bytes that are copied at once where places are taken out of a series on disk.
+COPIED_BYTES = 2**28
 
-def common_mask(runs: Sequence[Run]) -> tuple[BoolArray, Any]:
-    """Return the voxels inside the brain in every run (x, y, z) and the affine.
 
-    A run without a mask file counts every voxel as brain. Runs on different grids are an error.
+@dataclass(frozen=True)
+class Prepared:
+    """The cleaned series of all runs of a participant in one place, which lie in a file.
+
+    Attributes
+    ----------
+    grid
+        Of the columns before masking.
+    mask : (n_places,) bool
+        Inside the mask of every run.
+    usable : (n_places,) bool
+        And with a finite series that varies in every run: the columns of the file.
+    confounds
+        Names of the regressors.
     """
-    import nibabel as nib
 
-    first = nib.load(runs[0].bold)
-    mask = np.ones(first.shape[:3], dtype=bool)
+    grid: Grid
+    mask: BoolArray
+    usable: BoolArray
+    confounds: tuple[str, ...]
+
+
+def common_mask(runs: Sequence[Run]) -> tuple[BoolArray, Grid]:
+    """Return the places inside the brain in every run (n_places,) and their grid.
+
+    A run without a mask file counts every place as brain. Runs on different grids are an error.
+    """
+    grid = series_grid(runs[0])
+    mask = np.ones(grid.n_places, dtype=bool)
     for run in runs:
-        image = nib.load(run.bold)
-        if image.shape[:3] != first.shape[:3] or not np.allclose(image.affine, first.affine, atol=1e-3):
+        own = series_grid(run)
+        if not same_grid(own, grid):
             raise InputDataError(
-                f"{run.bold} is on another grid than {runs[0].bold} ({image.shape[:3]} against "
-                f"{first.shape[:3]}, or another affine); all runs of a participant in one space must share one: "
-                "choose one resolution with --bids-filter-file."
+                f"{run.bold} is on another grid than {runs[0].bold} ({own.words} against {grid.words}); all runs of a "
+                "participant in one space must share one: choose one resolution or density with --space, or leave the "
+                "run out with --task-id or --bids-filter-file."
             )
-        if run.mask is not None:
-            mask &= _read_voxels(run.mask) > 0
+        mask &= brain_places(run, grid)
     if not mask.any():
         raise InputDataError(
             f"The masks of sub-{runs[0].participant} in space {runs[0].space} have no voxel in common; check them "
             "or leave the differing run out."
         )
-    return mask, first.affine
-
-
-def load_run(run: Run, mask: BoolArray) -> FloatArray:
-    """Return the masked series of one run, shape (n_volumes, n_voxels), float32, as stored."""
-    return np.ascontiguousarray(_read_voxels(run.bold)[mask].T, dtype=np.float32)
-
-
-def _read_voxels(path: Path | None) -> Any:
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        return np.asarray(nib.load(path).dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise InputDataError(f"{path} cannot be read to its end ({error}); fetch or preprocess it again.") from error
+    return mask, grid
 
 
 def unusable_voxels(series: FloatArray) -> BoolArray:
-    """Return True for voxels with a non-finite or a constant series, shape (n_voxels,)."""
-    finite = np.isfinite(series).all(axis=0)
-    safe = np.where(finite, series, 0)
-    unusable: BoolArray = ~finite | (safe.max(axis=0) == safe.min(axis=0))
+    """Return True for places with a non-finite or a constant series, shape (n_places,)."""
+    highest, lowest = series.max(axis=0), series.min(axis=0)
+    # The highest and lowest of a series with a value that is not finite are not finite, or both infinite.
+    unusable: BoolArray = ~np.isfinite(highest) | ~np.isfinite(lowest) | (highest == lowest)
     return unusable
 
 
@@ -110,59 +118,77 @@ def _cosine_drifts(n_volumes: int, *, repetition_time: float, high_pass: float) 
     return drifts
 
 
-def prepare_runs(
-    runs: Sequence[Run], *, strategy: str, high_pass: float
-) -> tuple[FloatArray, BoolArray, BoolArray, Any, tuple[str, ...]]:
-    """Load, mask and clean all runs of one participant in one space.
+def prepare_runs(runs: Sequence[Run], out: Path, *, strategy: str, high_pass: float) -> Prepared:
+    """Load, mask and clean all runs of one participant in one space, one run in memory at a time.
 
-    Returns
-    -------
-    series : (n_volumes of all runs, n_good) float32
-        In the order of `runs`.
-    good : (n_voxels,) bool
-        Voxels of the mask that are usable in every run.
-    mask : (x, y, z) bool
-    affine
-    confound_names
+    Parameters
+    ----------
+    runs
+    out
+        File to write, .npy of (n_volumes of all runs, n_usable) float32 in the order of `runs`.
+    strategy
+        Of confounds.
+    high_pass
+        Hz.
+
+    Raises
+    ------
+    InputDataError
+        When grids differ, a file is damaged or nothing is left.
     """
-    mask, affine = common_mask(runs)
+    mask, grid = common_mask(runs)
     bad = np.zeros(int(mask.sum()), dtype=bool)
-    cleaned = []
     names: tuple[str, ...] = ()
-    for run in runs:
-        raw = load_run(run, mask)
-        unusable = unusable_voxels(raw)
-        raw[:, unusable] = 0.0
-        confounds, names = load_confounds(run, strategy)
-        cleaned.append(
-            clean_run(
-                raw,
-                confounds,
-                repetition_time=run.repetition_time,
-                high_pass=high_pass,
-                non_steady_state=run.non_steady_state,
+    with atomic_path(out) as scratch:
+        shape = (sum(run.n_volumes for run in runs), len(bad))
+        whole = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
+        first = 0
+        for run in runs:
+            rows = slice(first, first + run.n_volumes)
+            first = rows.stop
+            whole[rows], unusable, names = _prepare_run(run, mask, strategy=strategy, high_pass=high_pass)
+            bad |= unusable
+        whole.flush()
+        if bad.all():
+            raise InputDataError(
+                f"Every voxel of sub-{runs[0].participant} in space {runs[0].space} is constant or not finite in some "
+                "run; check the BOLD files."
             )
-        )
-        bad |= unusable
-    if bad.all():
-        raise InputDataError(
-            f"Every voxel of sub-{runs[0].participant} in space {runs[0].space} is constant or not finite in some "
-            "run; check the BOLD files."
-        )
-    return np.concatenate([series[:, ~bad] for series in cleaned]), ~bad, mask, affine, names
+        if bad.any():
+            _take_columns(scratch, ~bad)
+    usable = mask.copy()
+    usable[mask] = ~bad
+    return Prepared(grid, mask, usable, names)
 
 
-def save_mask(path: Path, mask: BoolArray, affine: Any) -> None:
-    """Write a mask image atomically."""
-    import nibabel as nib
+def _prepare_run(
+    run: Run, mask: BoolArray, *, strategy: str, high_pass: float
+) -> tuple[FloatArray, BoolArray, tuple[str, ...]]:
+    """One run's cleaned series, the columns that are not usable, and the names of its confounds."""
+    raw = read_series(run, mask)
+    unusable = unusable_voxels(raw)
+    raw[:, unusable] = 0.0
+    confounds, names = load_confounds(run, strategy)
+    cleaned = clean_run(
+        raw,
+        confounds,
+        repetition_time=run.repetition_time,
+        high_pass=high_pass,
+        non_steady_state=run.non_steady_state,
+    )
+    return cleaned, unusable, names
 
-    with atomic_path(path) as scratch:
-        nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(scratch)
 
-
-def to_volume(values: FloatArray, mask: BoolArray, *, fill: float = np.nan) -> FloatArray:
-    """Put (n_voxels,) or (n_maps, n_voxels) values back into (x, y, z) or (x, y, z, n_maps)."""
-    shape = mask.shape if values.ndim == 1 else (*mask.shape, values.shape[0])
-    volume = np.full(shape, fill, dtype=np.float32)
-    volume[mask] = values.T
-    return volume
+def _take_columns(path: Path, kept: BoolArray) -> None:
+    """Leave some columns of an array on disk, a few rows in memory at a time."""
+    whole = np.load(path, mmap_mode="r")
+    smaller = path.with_name(f"{path.stem}-kept.npy")
+    try:
+        part = np.lib.format.open_memmap(smaller, mode="w+", dtype=whole.dtype, shape=(len(whole), int(kept.sum())))
+        step = max(1, COPIED_BYTES // (whole.itemsize * whole.shape[1]))
+        for start in range(0, len(whole), step):
+            part[start : start + step] = whole[start : start + step][:, kept]
+        part.flush()
+        smaller.replace(path)
+    finally:
+        smaller.unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """Confound regressors of a run by a named strategy, read through nilearn."""
 
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,11 +26,12 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 
 def load_confounds(run: Run, strategy: str) -> tuple[FloatArray | None, tuple[str, ...]]:
-    """Return the regressors (n_volumes, n_confounds) of `run` and their names; None for strategy none.
+    """Return the regressors (n_volumes, n_confounds) of `run` and their names.
 
-    The first value of derivative columns, which fMRIPrep leaves n/a, is filled by nilearn with the next.
+    None for strategy none and for series from which the derivative has removed confounds already. The first value of
+    derivative columns, which fMRIPrep leaves n/a, is filled by nilearn with the next.
     """
-    if not STRATEGIES[strategy]:
+    if not STRATEGIES[strategy] or run.denoised:
         return None, ()
     if run.confounds is None or run.bold is None:
         raise InputDataError(
@@ -40,7 +43,7 @@ def load_confounds(run: Run, strategy: str) -> tuple[FloatArray | None, tuple[st
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UserWarning)
-            table, _ = nilearn_load_confounds(str(run.bold), **STRATEGIES[strategy])
+            table, _ = nilearn_load_confounds(str(_image_beside(run.confounds)), **STRATEGIES[strategy])
     except (ValueError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputDataError(
@@ -53,3 +56,9 @@ def load_confounds(run: Run, strategy: str) -> tuple[FloatArray | None, tuple[st
             "volumes; both must be of one preprocessing: preprocess the run again."
         )
     return np.asarray(table, dtype=np.float64), tuple(str(name) for name in table.columns)
+
+
+def _image_beside(confounds: Path) -> Path:
+    """Name an image by which nilearn finds these confounds; it looks at the name alone, whatever the series are."""
+    stem = re.sub(r"_desc-confounds_(timeseries|regressors)$", "", confounds.stem)
+    return confounds.with_name(f"{stem}_desc-preproc_bold.nii.gz")

@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 from filelock import FileLock
 
 from bids_mllm.exceptions import StoreError
-from bids_mllm.io.bold import to_volume
-from bids_mllm.io.files import atomic_path, read_tsv, write_json, write_text, write_tsv
+from bids_mllm.io.files import read_tsv, write_json, write_text, write_tsv
+from bids_mllm.io.grids import Grid
+from bids_mllm.io.maps import LEFT, RIGHT, save_map
 from bids_mllm.records import BoolArray, FloatArray
 
 logger = logging.getLogger("bids_mllm")
@@ -47,31 +48,51 @@ def film_label(tasks: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class MapName:
-    """Entities of one output file of a participant, or of the group when `participant` is None."""
+    """Entities of one output file of a participant, or of the group when `participant` is None.
+
+    `extension` is that of maps; those of surfaces are named by their left hemisphere.
+    """
 
     participant: str | None
     task: str
     space: str
     resolution: str | None = None
+    density: str | None = None
+    segmentation: str | None = None
+    extension: str = ".nii.gz"
+
+    @property
+    def place(self) -> str:
+        """What the maps are in, as in file names."""
+        entities = {"seg": self.segmentation, "res": self.resolution, "den": self.density}
+        return "_".join([self.space, *(f"{key}-{label}" for key, label in entities.items() if label)])
+
+    def of_group(self) -> "MapName":
+        """Return the name of the same output of the group."""
+        return replace(self, participant=None)
 
     def path(
         self,
         output_dir: Path,
         *,
         suffix: str = "statmap",
-        extension: str = ".nii.gz",
+        extension: str | None = None,
         model: str | None = None,
         stat: str | None = None,
         desc: str | None = None,
         atlas: str | None = None,
     ) -> Path:
-        """Return the path of an output; None leaves the entity out."""
+        """Return the path of an output; None leaves the entity out, and means a map for the extension."""
+        extension = self.extension if extension is None else extension
         entities = {
             "sub": self.participant,
             "task": self.task,
+            "hemi": "L" if extension == ".func.gii" else None,
             "space": self.space,
             "atlas": atlas,
+            "seg": self.segmentation,
             "res": self.resolution,
+            "den": self.density,
             "model": model,
             "stat": stat,
             "desc": desc,
@@ -81,36 +102,37 @@ class MapName:
         return folder / f"{stem}_{suffix}{extension}"
 
 
-def write_map(path: Path, values: FloatArray, mask: BoolArray, affine: Any, sidecar: Mapping[str, Any]) -> None:
-    """Write (n_voxels,) or (n_maps, n_voxels) values of the mask as NIfTI with its sidecar; NaN elsewhere."""
-    import nibabel as nib
+def write_map(path: Path, values: FloatArray, kept: BoolArray, grid: Grid, sidecar: Mapping[str, Any]) -> None:
+    """Write a map in the format of its grid with its sidecar.
 
-    volume = to_volume(np.asarray(values, dtype=np.float32), mask)
+    Parameters
+    ----------
+    path
+    values : (n_kept,) or (n_maps, n_kept) float
+    kept : (n_places,) bool
+        Places that have a value; the others become NaN.
+    grid
+    sidecar
+    """
+    values = np.asarray(values, dtype=np.float32)
+    full = np.full((*values.shape[:-1], grid.n_places), np.nan, dtype=np.float32)
+    full[..., kept] = values
     write_json(sidecar_path(path), dict(sidecar))
-    with atomic_path(path) as scratch:
-        nib.Nifti1Image(volume, affine).to_filename(scratch)
+    save_map(path, full, grid)
 
 
-def write_mask(path: Path, mask: BoolArray, affine: Any, sidecar: Mapping[str, Any]) -> None:
-    """Write a mask image with its sidecar."""
-    import nibabel as nib
-
-    with atomic_path(path) as scratch:
-        nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(scratch)
+def write_mask(path: Path, mask: BoolArray, grid: Grid, sidecar: Mapping[str, Any]) -> None:
+    """Write a mask with its sidecar."""
+    save_map(path, mask, grid)
     write_json(sidecar_path(path), dict(sidecar))
-
-
-def read_map(path: Path) -> tuple[FloatArray, Any]:
-    """Return the values (x, y, z[, n_maps]) of a map and its affine."""
-    import nibabel as nib
-
-    image = nib.load(path)
-    return np.asarray(image.dataobj, dtype=np.float32), image.affine
 
 
 def sidecar_path(path: Path) -> Path:
-    """Return the JSON beside an output."""
-    return path.with_name(path.name.partition(".")[0] + ".json")
+    """Return the JSON beside an output; both hemispheres share one."""
+    stem = path.name.partition(".")[0]
+    if path.name.endswith(".func.gii"):
+        stem = stem.replace(LEFT, "_").replace(RIGHT, "_")
+    return path.with_name(f"{stem}.json")
 
 
 def write_table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str], sidecar: Mapping[str, Any]) -> None:

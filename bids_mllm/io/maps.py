@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.io.files import atomic_path, write_tsv
-from bids_mllm.io.grids import Grid, GrayordinateGrid, ParcelGrid, SurfaceGrid, VolumeGrid
-from bids_mllm.records import FloatArray
+from bids_mllm.io.grids import GrayordinateGrid, Grid, ParcelGrid, SurfaceGrid, VolumeGrid
+from bids_mllm.records import BoolArray, FloatArray
 
 #: Extension of maps by grid; of parcels that came in CIFTI another than of those that came as text.
 EXTENSIONS = (".nii.gz", ".func.gii", ".dscalar.nii", ".pscalar.nii", ".tsv")
@@ -31,30 +31,30 @@ def files_of_map(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
-def save_map(path: Path, values: FloatArray, grid: Grid) -> None:
+def save_map(path: Path, values: FloatArray | BoolArray, grid: Grid) -> None:
     """Write a map atomically.
 
     Parameters
     ----------
     path
         With the extension of `map_extension`; on surfaces that of the left hemisphere, with ``hemi-L`` in its name.
-    values : (n_places,) or (n_maps, n_places) float
-        NaN where there is no value.
+    values : (n_places,) or (n_maps, n_places) float or bool
+        NaN where there is no value; a mask is stored as 0 and 1.
     """
-    values = np.asarray(values, dtype=np.float32)
-    if values.shape[-1] != grid.n_places:
-        raise ValueError(f"{values.shape[-1]} values do not fit {grid.words}.")
+    stored: Any = np.asarray(values, dtype=np.uint8 if values.dtype == bool else np.float32)
+    if stored.shape[-1] != grid.n_places:
+        raise ValueError(f"{stored.shape[-1]} values do not fit {grid.words}.")
     if isinstance(grid, VolumeGrid):
-        _save_image(path, _volume_image(values, grid))
+        _save_image(path, _volume_image(stored, grid))
     elif isinstance(grid, SurfaceGrid):
         # The left one comes last, since by it a map counts as written.
-        sides = (values[..., : grid.n_left], values[..., grid.n_left :])
+        sides = (stored[..., : grid.n_left], stored[..., grid.n_left :])
         for side, structure, own in sorted(zip(files_of_map(path), STRUCTURES, sides, strict=True), reverse=True):
             _save_image(side, _gifti_image(own, structure))
     elif isinstance(grid, ParcelGrid) and grid.axis is None:
-        _save_table(path, values, grid)
+        _save_table(path, stored, grid)
     else:
-        _save_image(path, _cifti_image(values, grid.axis))
+        _save_image(path, _cifti_image(stored, grid.axis))
 
 
 def _save_image(path: Path, image: Any) -> None:
@@ -72,8 +72,9 @@ def _volume_image(values: FloatArray, grid: VolumeGrid) -> Any:
 def _gifti_image(values: FloatArray, structure: str) -> Any:
     import nibabel as nib
 
+    kind = "NIFTI_TYPE_UINT8" if values.dtype == np.uint8 else "NIFTI_TYPE_FLOAT32"
     arrays = [
-        nib.gifti.GiftiDataArray(np.ascontiguousarray(one), intent="NIFTI_INTENT_NONE", datatype="NIFTI_TYPE_FLOAT32")
+        nib.gifti.GiftiDataArray(np.ascontiguousarray(one), intent="NIFTI_INTENT_NONE", datatype=kind)
         for one in np.atleast_2d(values)
     ]
     meta = nib.gifti.GiftiMetaData({"AnatomicalStructurePrimary": structure})
@@ -83,7 +84,7 @@ def _gifti_image(values: FloatArray, structure: str) -> Any:
 def _cifti_image(values: FloatArray, axis: Any) -> Any:
     import nibabel as nib
 
-    rows = np.atleast_2d(values)
+    rows = np.atleast_2d(values).astype(np.float32)
     names = nib.cifti2.ScalarAxis([f"map {number}" for number in range(1, len(rows) + 1)])
     image = nib.Cifti2Image(rows, header=(names, axis))
     image.update_headers()

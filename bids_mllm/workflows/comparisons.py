@@ -34,7 +34,7 @@ def within_participants(output_dir: Path, name: MapName) -> list[Table]:
         "Voxels",
     )  # fmt: skip
     caption = (
-        f"Model against model within each participant ({name.space}): sign flips of parts of the correlation on the "
+        f"Model against model within each participant ({name.place}): sign flips of parts of the correlation on the "
         f"same held-out volumes; smallest attainable p {float(rows[0]['smallest_p']):.2g}. Voxels count where the "
         "false discovery rate is at most .05."
     )

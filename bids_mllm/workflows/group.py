@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nipype.pipeline.engine import Node, Workflow
@@ -11,8 +12,9 @@ from bids_mllm import __version__
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.interfaces.group import SummariseModel, SummariseTables
+from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import still_written
-from bids_mllm.io.results import ModelResult, find_results
+from bids_mllm.io.results import ModelResult, find_results, stack_maps
 
 
 def group_results(settings: Settings) -> tuple[ModelResult, ...]:
@@ -53,7 +55,7 @@ def check_comparable(results: Sequence[ModelResult]) -> None:
     """
     first: dict[tuple[str, ...], ModelResult] = {}
     for result in results:
-        key = (result.name.task, result.name.space, result.name.resolution or "", result.model)
+        key = (result.name.task, result.name.place, result.model)
         reference = first.setdefault(key, result)
         mine, other = result.sidecar(), reference.sidecar()
         for name in COMPARABLE:
@@ -65,23 +67,38 @@ def check_comparable(results: Sequence[ModelResult]) -> None:
                 )
 
 
-def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflow:
-    """Build the graph of the group level from the results of the participant level."""
-    workflow = Workflow(name="bids_mllm_group", base_dir=str(settings.work_dir))
-    grouped: dict[tuple[str, str, str], list[ModelResult]] = defaultdict(list)
+#: Spaces in which places of participants do not correspond, so that there are no maps of a group.
+NATIVE_SPACES = ("T1w", "T2w", "fsnative", "boldref", "scanner")
+
+
+def check_grids(results: Sequence[ModelResult]) -> None:
+    """Raise an InputDataError when participants of one template space have different grids; names two files."""
+    first: dict[tuple[str, str], ModelResult] = {}
     for result in results:
-        grouped[result.name.task, result.name.space, result.name.resolution or ""].append(result)
-    for (task, space, resolution), own in grouped.items():
-        label = f"task_{task}_space_{space}_{resolution}".replace("+", "plus").rstrip("_")
+        reference = first.setdefault((result.name.task, result.name.place), result)
+        if result.name.space not in NATIVE_SPACES and result.name.participant != reference.name.participant:
+            stack_maps([reference, result], "r", "best")
+
+
+def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflow:
+    """Build the graph of the group level from the results of the participant level.
+
+    In native spaces there are tables, but no maps.
+    """
+    workflow = Workflow(name="bids_mllm_group", base_dir=str(settings.work_dir))
+    grouped: dict[MapName, list[ModelResult]] = defaultdict(list)
+    for result in results:
+        grouped[result.name.of_group()].append(result)
+    for name, own in grouped.items():
+        label = f"task_{name.task}_space_{name.place}".replace("+", "plus").replace("-", "")
         common = {
             "output_dir": str(settings.output_dir),
             "participants": sorted({str(result.name.participant) for result in own}),
-            "task": task,
-            "space": space,
-            "resolution": resolution,
+            "name": json.dumps(asdict(name)),
             "app_version": __version__,
         }
-        for model in dict.fromkeys(result.model for result in own):
+        models = [] if name.space in NATIVE_SPACES else list(dict.fromkeys(result.model for result in own))
+        for model in models:
             of_model = [result for result in own if result.model == model]
             interface = SummariseModel(model=model, signatures=_signatures(of_model), **common)
             _add(workflow, Node(interface, name=f"maps_{label}_{model}"))

@@ -64,11 +64,8 @@ def write_group_report(settings: Settings, results: Sequence[ModelResult], *, fa
 
 def group_models(results: Sequence[ModelResult]) -> tuple[ModelResult, ...]:
     """Return the group maps that were written for these results."""
-    keys = dict.fromkeys((r.name.task, r.name.space, r.name.resolution, r.model) for r in results)
-    found = [
-        ModelResult(MapName(None, task, space, resolution), model, results[0].output_dir)
-        for task, space, resolution, model in keys
-    ]
+    keys = dict.fromkeys((result.name.of_group(), result.model) for result in results)
+    found = [ModelResult(name, model, results[0].output_dir) for name, model in keys]
     return tuple(result for result in found if result.path("r", "best").is_file())
 
 
@@ -112,7 +109,7 @@ def _summary(results: Sequence[ModelResult]) -> dict[str, Any]:
         "Participants": len({r.name.participant for r in results}),
         "Models": ", ".join(dict.fromkeys(r.model for r in results)),
         "Held-out films": ", ".join(dict.fromkeys(r.name.task for r in results)),
-        "Spaces": ", ".join(dict.fromkeys(r.name.space for r in results)),
+        "Spaces": ", ".join(dict.fromkeys(r.name.place for r in results)),
         "Cross-validation": sidecar["CrossValidation"],
     }
 
@@ -159,7 +156,7 @@ def _rois(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[tuple[Pict
             summary = roi_summary([_numbers(row) for row in read_tsv(path) if row["layer"] == "best"])
             best = [row for row in summary if row["condition"] == "best"]
             many = len({result.name for result in of_group}) > 1
-            picture, table = _roi_block(best, f"{atlas} (films {name.task}, space {name.space})" if many else atlas)
+            picture, table = _roi_block(best, f"{atlas} (films {name.task}, space {name.place})" if many else atlas)
             pictures.append(picture)
             tables.append(table)
     return tuple(pictures), tuple(tables)
@@ -213,7 +210,7 @@ def _over(output_dir: Path, name: MapName) -> list[Table]:
         for row in rows
     )  # fmt: skip
     columns = ("Model A", "Model B", "Mean r of A less B", "Participants", "p Wilcoxon", "p sign flip", "Smallest p")
-    caption = f"Model against model over participants ({name.space}); the unit of the tests is the participant."
+    caption = f"Model against model over participants ({name.place}); the unit of the tests is the participant."
     return [Table(caption, columns, cells)]
 
 

@@ -48,9 +48,9 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
     _connect_checks(workflow, plan, [node for nodes in features.values() for node in nodes])
     for design in plan.designs:
         write_text_if_changed(_design_file(plan, design), design_to_text(design))
-    bolds = {(design.participant, design.space): _bold_node(plan, design) for design in plan.designs}
+    bolds = {(design.participant, design.place): _bold_node(plan, design) for design in plan.designs}
     for design in plan.designs:
-        bold = bolds[design.participant, design.space]
+        bold = bolds[design.participant, design.place]
         maps = _connect_participant(workflow, plan, design, features, bold, device)
         _connect_ceiling(workflow, plan, design, bolds, maps, device)
     return workflow
@@ -212,7 +212,7 @@ def _connect_ceiling(
     method = ceiling_method(plan.settings, plan.designs, design)
     if method is None:
         return
-    others = [one for one in plan.designs if one.space == design.space and one is not design]
+    others = [one for one in plan.designs if one.place == design.place and one is not design]
     viewers = [design, *(others if method != "repeats" else [])]
     label = _label(design)
     options = [_fit_options(plan, one) for one in viewers]
@@ -232,13 +232,13 @@ def _connect_ceiling(
     )
     merge = Node(Merge(len(viewers)), name=f"bolds_{label}", run_without_submitting=True)
     for position, one in enumerate(viewers, start=1):
-        workflow.connect(bolds[one.participant, one.space], "info", merge, f"in{position}")
+        workflow.connect(bolds[one.participant, one.place], "info", merge, f"in{position}")
     workflow.connect(merge, "out", node, "bolds")
     workflow.connect(node, "ceiling", maps, "ceiling")
 
 
 def _label(design: ParticipantDesign) -> str:
-    return f"sub_{design.participant}_space_{design.space}".replace("+", "plus")
+    return f"sub_{design.participant}_space_{design.place}".replace("+", "plus").replace("-", "")
 
 
 def _design_file(plan: StudyPlan, design: ParticipantDesign) -> Path:

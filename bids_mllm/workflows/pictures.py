@@ -1,9 +1,7 @@
 """Pictures and tables of the pages, from maps and tables on disk."""
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,58 +10,42 @@ from bids_mllm.io.results import ModelResult, roi_tables
 from bids_mllm.records import FloatArray
 from bids_mllm.report.charts import layer_curves, layer_heat_map, roi_bars
 from bids_mllm.report.content import Picture, Table
-from bids_mllm.report.maps import category_map, layer_map, score_map
 from bids_mllm.report.pages import ModelPictures
 from bids_mllm.report.tables import roi_table
-
-
-def template_background(space: str) -> Any:
-    """Return the T1w template of a space from TemplateFlow's folder if it is there, else None; never downloads."""
-    import nibabel as nib
-
-    home = os.environ.get("TEMPLATEFLOW_HOME")
-    if not home:
-        return None
-    for resolution in ("02", "01"):
-        path = Path(home) / f"tpl-{space}" / f"tpl-{space}_res-{resolution}_T1w.nii.gz"
-        if path.is_file() and path.stat().st_size > 0:
-            return nib.load(path)
-    return None
-
-
-def _image(volume: FloatArray, affine: Any) -> Any:
-    import nibabel as nib
-
-    return nib.Nifti1Image(np.asarray(volume, dtype=np.float32), affine)
+from bids_mllm.workflows.canvas import canvas_of
 
 
 def best_maps(results: Sequence[ModelResult], *, who: str = "this participant") -> tuple[ModelPictures, ...]:
     """Return for each model the maps of the best r, the best layer and the best condition."""
-    top = _common_top(results)
-    backgrounds = {space: template_background(space) for space in {result.name.space for result in results}}
+    tops = {place: _common_top([one for one in results if one.name.place == place]) for place in _places(results)}
     return tuple(
-        ModelPictures(result.heading(results), _maps_of(result, backgrounds[result.name.space], top=top, who=who))
+        ModelPictures(result.heading(results), _maps_of(result, top=tops[result.name.place], who=who))
         for result in results
     )
 
 
+def _places(results: Sequence[ModelResult]) -> list[str]:
+    return list(dict.fromkeys(result.name.place for result in results))
+
+
 def _common_top(results: Sequence[ModelResult]) -> float | None:
     """One upper end of the colour scale for all models, so that their maps can be compared by eye."""
-    values = [volume[np.isfinite(volume)] for volume in (result.map("r", "best")[0] for result in results)]
+    values = [one[np.isfinite(one)] for one in (result.map("r", "best")[0] for result in results)]
     flat = np.concatenate(values) if values else np.array([])
     return float(max(np.percentile(flat, 99.5), 0.05)) if flat.size else None
 
 
-def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: str) -> tuple[Picture, ...]:
+def _maps_of(result: ModelResult, *, top: float | None, who: str) -> tuple[Picture, ...]:
     sidecar = result.sidecar()
-    volume, affine = result.map("r", "best")
+    values, grid = result.map("r", "best")
+    canvas = canvas_of(result.name, grid)
     many = len(sidecar["Conditions"]) * len(sidecar["Layers"]) > 1
     chosen = ", condition and layer chosen inside training" if many else ""
-    peak = _peak_words(volume, affine)
+    where = canvas.words
     pictures = [
         Picture(
-            score_map(_image(volume, affine), background=background, vmax=top, label="held-out r"),
-            f"Slices of the brain coloured by the held-out correlation of {result.model} in {who}; {peak}.",
+            canvas.scores(values, top=top, label="held-out r"),
+            f"{where} coloured by the held-out correlation of {result.model} in {who}; {canvas.peak(values)}.",
             f"Held-out r of {result.model}{chosen}.",
         )
     ]
@@ -72,12 +54,8 @@ def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: st
         positions = np.where(np.isfinite(layers), np.searchsorted(sidecar["Layers"], np.nan_to_num(layers)), np.nan)
         pictures.append(
             Picture(
-                layer_map(
-                    _image(_only_predicted(positions, volume), affine),
-                    sidecar["Layers"],
-                    background=background,
-                ),
-                f"Slices coloured by the layer of {result.model} with the highest training-internal score.",
+                canvas.layers(_only_predicted(positions, values), sidecar["Layers"]),
+                f"{where} coloured by the layer of {result.model} with the highest training-internal score.",
                 "Best layer, chosen inside training, where held-out r is above 0.",
             )
         )
@@ -85,13 +63,8 @@ def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: st
         names, _ = result.map("bestcondition", None)
         pictures.append(
             Picture(
-                category_map(
-                    _image(_only_predicted(names, volume), affine),
-                    sidecar["Conditions"],
-                    label="condition",
-                    background=background,
-                ),
-                f"Slices coloured by the condition of {result.model} with the highest training-internal score.",
+                canvas.categories(_only_predicted(names, values), sidecar["Conditions"], label="condition"),
+                f"{where} coloured by the condition of {result.model} with the highest training-internal score.",
                 "Best condition (pooling and instruction), chosen inside training, where held-out r is above 0.",
             )
         )
@@ -101,14 +74,6 @@ def _maps_of(result: ModelResult, background: Any, *, top: float | None, who: st
 def _only_predicted(values: FloatArray, scores: FloatArray) -> FloatArray:
     with np.errstate(invalid="ignore"):
         return np.where(scores > 0, values, np.nan)
-
-
-def _peak_words(volume: FloatArray, affine: Any) -> str:
-    if not np.isfinite(volume).any():
-        return "no voxel has a score"
-    place = np.unravel_index(int(np.nanargmax(volume)), volume.shape)
-    x, y, z = (affine @ np.array([*place, 1.0]))[:3]
-    return f"the highest, {np.nanmax(volume):.2f}, lies at x {x:.0f}, y {y:.0f}, z {z:.0f} mm"
 
 
 def score_table(results: Sequence[ModelResult]) -> Table:
@@ -212,11 +177,10 @@ def _top_tenth(best: FloatArray) -> Any:
 
 
 def _layer_means(result: ModelResult, condition: str, chosen: Any) -> FloatArray:
-    volume, _ = result.map("r", condition)
-    values = volume[chosen]
+    values = np.atleast_2d(result.map("r", condition)[0])[:, chosen]
     finite = np.isfinite(values)
-    total = np.where(finite, values, 0).sum(axis=0)
-    count = finite.sum(axis=0)
+    total = np.where(finite, values, 0).sum(axis=1)
+    count = finite.sum(axis=1)
     means: FloatArray = np.full(total.shape, np.nan, dtype=float)
     np.divide(total, count, out=means, where=count > 0)
     return means

@@ -96,7 +96,7 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         fmriprep_versions=tuple(fmriprep),
         participants=tuple(dict.fromkeys(d.participant for d in designs)),
         n_runs=sum(len(d.runs) for d in designs),
-        space=", ".join(dict.fromkeys(d.space for d in designs)),
+        space=", ".join(dict.fromkeys(d.place for d in designs)),
         repetition_times=tuple(sorted({run.repetition_time for d in designs for run in d.runs})),
         window_length=design.windows[0].grids[0].length,
         window_position=settings.window_position,
@@ -178,6 +178,8 @@ def _joint_words(settings: Settings) -> str:
     return " ".join(sentences)
 
 
+#: What the places of each form are called.
+PLACES = {"volume": "Voxels", "surface": "Vertices", "grayordinates": "Grayordinates", "parcels": "Parcels"}
 #: Training-internal R2 above which a voxel counts as predicted.
 PREDICTED = 0.02
 GROUP_WORDS = (
@@ -257,7 +259,7 @@ def write_participant_report(
         settings=settings_cells(plan.settings),
     )
     first = next(other for other in plan.designs if other.participant == design.participant)
-    space = "" if design is first else f"_space-{design.space}"
+    space = "" if design is first else f"_space-{design.place}"
     path = plan.settings.output_dir / f"sub-{design.participant}{space}.html"
     write_text(path, render_participant(page))
     return path
@@ -266,7 +268,7 @@ def write_participant_report(
 def _planned(plan: StudyPlan, design: ParticipantDesign, result: ModelResult) -> bool:
     """Whether a result on disk is of this space, of the films held out and of the models asked for now."""
     models = {model.key for model in plan.models} | set(plan.settings.feature_table)
-    same = (result.name.space, result.name.task) == (design.space, output_task(design))
+    same = (result.name.place, result.name.task) == (design.place, output_task(design))
     return same and result.model in models
 
 
@@ -291,13 +293,13 @@ def _summary(plan: StudyPlan, design: ParticipantDesign, results: Sequence[Model
     summary: dict[str, Any] = {
         "Runs used": len(design.runs),
         "Runs left out": len(design.dropped),
-        "Space": design.space,
+        "Space": design.place,
         "Volumes with a complete window": f"{used} of {volumes}",
         "Stimuli": len({s.stim_file for run in design.runs for s in run.showings}),
     }
     if results:
-        volume, _ = results[0].map("r", "best")
-        summary["Voxels with a score"] = int(np.isfinite(volume).sum())
+        values, grid = results[0].map("r", "best")
+        summary[f"{PLACES[grid.form]} with a score"] = int(np.isfinite(values).sum())
     return summary
 
 
@@ -340,8 +342,8 @@ def _untested_warning(result: ModelResult) -> list[str]:
 
 def _edge_warning(result: ModelResult, sidecar: Mapping[str, Any]) -> list[str]:
     """Warn where many voxels that are predicted sit on an edge of the grid; others are pushed to its top by noise."""
-    edge = np.stack([_last_axis(result.map("alphaedge", c)[0]) for c in sidecar["Conditions"]])
-    scores = np.stack([_last_axis(result.map("cvr2", c)[0]) for c in sidecar["Conditions"]])
+    edge = np.stack([np.atleast_2d(result.map("alphaedge", c)[0]) for c in sidecar["Conditions"]])
+    scores = np.stack([np.atleast_2d(result.map("cvr2", c)[0]) for c in sidecar["Conditions"]])
     good = np.isfinite(scores) & (scores > PREDICTED)
     if not good.any():
         return []
@@ -352,7 +354,3 @@ def _edge_warning(result: ModelResult, sidecar: Mapping[str, Any]) -> list[str]:
         f"{result.model}: {share:.0%} of the fits with a training-internal R2 above {PREDICTED:g} chose an alpha on "
         "the edge of the grid; widen --alphas."
     ]
-
-
-def _last_axis(volume: Any) -> Any:
-    return volume if volume.ndim == 4 else volume[..., None]

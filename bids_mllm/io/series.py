@@ -1,0 +1,173 @@
+"""Reading BOLD series of every form as (n_volumes, n_places) arrays, and the grid that their columns lie on."""
+
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_mllm.exceptions import InputDataError
+from bids_mllm.io.grids import GrayordinateGrid, Grid, ParcelGrid, SurfaceGrid, VolumeGrid
+from bids_mllm.records import BoolArray, FloatArray, Run
+
+#: Beginning of a GIFTI file in which its first array is described.
+HEAD_BYTES = 2**20
+
+
+@contextmanager
+def _readable(path: Path | None) -> Iterator[None]:
+    """Turn what a damaged file raises into one sentence."""
+    from xml.parsers.expat import ExpatError
+
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, zlib.error, ImageFileError, ExpatError) as error:
+        raise InputDataError(f"{path} cannot be read to its end ({error}); fetch or preprocess it again.") from error
+
+
+def series_grid(run: Run) -> Grid:
+    """Return the grid of a run from its headers.
+
+    Raises
+    ------
+    InputDataError
+        When a file cannot be read.
+    """
+    if run.form == "surface":
+        return SurfaceGrid(_n_vertices(run.bold), _n_vertices(run.bold_right))
+    if run.form == "parcels" and _is_table(run):
+        return ParcelGrid(_parcel_names(run))
+    import nibabel as nib
+
+    with _readable(run.bold):
+        image = nib.load(run.bold)
+        if run.form == "volume":
+            return VolumeGrid(tuple(image.shape[:3]), image.affine)
+        axis = image.header.get_axis(1)
+        return ParcelGrid(tuple(axis.name), axis) if run.form == "parcels" else GrayordinateGrid(axis)
+
+
+def brain_places(run: Run, grid: Grid) -> BoolArray:
+    """Return the places inside the run's mask, (n_places,); all where there is no mask file."""
+    if run.mask is None:
+        return np.ones(grid.n_places, dtype=bool)
+    import nibabel as nib
+
+    with _readable(run.mask):
+        inside: BoolArray = np.asarray(np.asarray(nib.load(run.mask).dataobj) > 0).reshape(-1)
+    return inside
+
+
+def read_series(run: Run, kept: BoolArray) -> FloatArray:
+    """Return the series of one run at the places `kept` (n_places,), shape (n_volumes, n_kept) float32, as stored.
+
+    Raises
+    ------
+    InputDataError
+        When a file is damaged or has another number of volumes than its header said.
+    """
+    if run.form == "volume":
+        series = _volumes(run)[:, kept]
+    elif run.form == "surface":
+        series = np.concatenate(_hemispheres(run), axis=1)[:, kept]
+    elif run.form == "parcels" and _is_table(run):
+        series = _table(run)[:, kept]
+    else:
+        series = _cifti(run)[:, kept]
+    if len(series) != run.n_volumes:
+        raise InputDataError(
+            f"{run.bold} has {len(series)} volumes where {run.n_volumes} were found before; it was changed: run again."
+        )
+    return np.ascontiguousarray(series, dtype=np.float32)
+
+
+def _path(run: Run) -> Path:
+    if run.bold is None:
+        raise ValueError(f"{run.label} has no file and should have been left out.")
+    return run.bold
+
+
+def _is_table(run: Run) -> bool:
+    return _path(run).suffix in (".tsv", ".h5")
+
+
+def _n_vertices(path: Path | None) -> int:
+    """Vertices of a GIFTI series, from the first of its arrays; the others are not read."""
+    with _readable(path):
+        if path is None:
+            raise ValueError("there is no file of this hemisphere")
+        with path.open("rb") as stream:
+            found = re.search(rb'<DataArray[^>]*\bDim0="(\d+)"', stream.read(HEAD_BYTES))
+        if found is None:
+            raise ValueError("no DataArray with a Dim0 at its beginning")
+        return int(found[1])
+
+
+def _volumes(run: Run) -> Any:
+    import nibabel as nib
+
+    with _readable(run.bold):
+        image = np.asarray(nib.load(run.bold).dataobj)
+    return image.reshape(-1, image.shape[3]).T
+
+
+def _hemispheres(run: Run) -> tuple[FloatArray, FloatArray]:
+    """Both hemispheres, (n_volumes, n_vertices) each."""
+    import nibabel as nib
+
+    sides = []
+    for path in (run.bold, run.bold_right):
+        with _readable(path):
+            arrays = [array.data for array in nib.load(path).darrays]
+            # A series is one array a volume; some tools write one array with the volumes as columns.
+            sides.append(arrays[0].T if len(arrays) == 1 and arrays[0].ndim == 2 else np.stack(arrays))
+    left, right = sides
+    if len(left) != len(right):
+        raise InputDataError(
+            f"{run.bold} has {len(left)} volumes but {run.bold_right} {len(right)}; both hemispheres must be of one "
+            "preprocessing: preprocess the run again."
+        )
+    return left, right
+
+
+def _cifti(run: Run) -> FloatArray:
+    import nibabel as nib
+
+    with _readable(run.bold):
+        return np.asarray(nib.load(run.bold).dataobj, dtype=np.float32)
+
+
+def _parcel_names(run: Run) -> tuple[str, ...]:
+    if _path(run).suffix == ".h5":
+        n_parcels = _hdf5(run).shape[1]
+        return tuple(f"parcel{number:0{len(str(n_parcels))}d}" for number in range(1, n_parcels + 1))
+    with _readable(run.bold), _path(run).open(encoding="utf-8-sig") as stream:
+        return tuple(stream.readline().rstrip("\r\n").split("\t"))
+
+
+def _table(run: Run) -> FloatArray:
+    return _hdf5(run) if _path(run).suffix == ".h5" else _text(run)
+
+
+def _hdf5(run: Run) -> FloatArray:
+    import h5py
+
+    with _readable(run.bold), h5py.File(run.bold, "r") as content:
+        values = np.asarray(content[run.dataset], dtype=np.float32)
+    if values.ndim != 2:
+        raise InputDataError(
+            f"{run.dataset} in {run.bold} has the shape {values.shape}; expected (volumes, parcels); write it again."
+        )
+    return values
+
+
+def _text(run: Run) -> Any:
+    import pandas as pd
+
+    with _readable(run.bold):
+        return pd.read_csv(_path(run), sep="\t", na_values="n/a", encoding="utf-8-sig", dtype=np.float32).to_numpy()
