@@ -46,17 +46,15 @@ def output_task(design: ParticipantDesign) -> str:
 def map_facts(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
     """Return what every sidecar of one participant in one space says, as JSON values.
 
-    Keys: task and resolution (for the names), models (facts of each model), sidecar (facts of all).
+    Keys: task (for the names), models (facts of each model), sidecar (facts of all).
     """
     models = {model.key: model_facts(plan, model.key) for model in plan.models}
     models |= {
         name: {"Key": name, "Family": "table", "Kind": "feature table", "Source": folder.name}
         for name, folder in plan.settings.feature_table.items()
     }
-    resolutions = {run.resolution for run in design.runs}
     return {
         "task": output_task(design),
-        "resolution": resolutions.pop() if len(resolutions) == 1 else None,
         "models": models,
         "sidecar": _sidecar(plan, design),
     }

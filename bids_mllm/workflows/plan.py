@@ -321,14 +321,14 @@ def _designs(
 ) -> tuple[ParticipantDesign, ...]:
     grouped: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
-        grouped[run.participant, run.space].append(run)
+        grouped[run.participant, run.place].append(run)
     designs = []
-    for (participant, space), own in grouped.items():
+    for (participant, _), own in grouped.items():
         windows = tuple(align_run(run, spans, window=settings.window, position=settings.window_position) for run in own)
         designs.append(
             ParticipantDesign(
                 participant=participant,
-                space=space,
+                space=own[0].space,
                 runs=tuple(own),
                 windows=windows,
                 dropped=tuple(drop for drop in dropped if drop.participant == participant),

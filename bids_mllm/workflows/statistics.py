@@ -64,7 +64,7 @@ def ceiling_method(settings: Settings, designs: Sequence[ParticipantDesign], des
         if asked == "auto":
             return None
         raise InputDataError(no_repeats(design.participant))
-    viewers += [_viewer(settings, one) for one in designs if one.space == design.space and one is not design]
+    viewers += [_viewer(settings, one) for one in designs if one.place == design.place and one is not design]
     others = [viewer.design.participant for viewer in sharing_viewers(viewers)]
     if len(others) < 2:
         raise InputDataError(too_few_participants(design.participant, others))
