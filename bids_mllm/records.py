@@ -242,6 +242,20 @@ class ClipJob:
 
 
 @dataclass(frozen=True)
+class FastFeature:
+    """A low-level feature of a stimulus in short bins, fast enough to tell when it was shown.
+
+    `values` (n_bins,) hold bin k over ``[origin + k * step, origin + (k + 1) * step)`` seconds on the stimulus clock,
+    NaN where it is not known. `name` is a word for tables and pages, e.g. ``sound``.
+    """
+
+    name: str
+    origin: float
+    step: float
+    values: FloatArray
+
+
+@dataclass(frozen=True)
 class Instruction:
     """A text that the model follows while it sees a clip; `key` is alphanumeric (e.g. ``AR``)."""
 
@@ -314,13 +328,23 @@ class FeatureSpace:
 class Fold:
     """One outer split: rows of the stacked samples, and the inner splits of its training rows.
 
-    `inner` holds pairs (train, validation) of positions INTO `train`. `name` says what is held out.
+    `inner` holds pairs (train, validation) of positions INTO `train`. `name` says what is held out. `viewings`
+    (n_viewings, n_scored) are positions INTO `test` of the rows that are averaged before they are scored, -1 where a
+    moment has fewer viewings; None where every row is scored by itself.
     """
 
     name: str
     train: IntArray
     test: IntArray
     inner: tuple[tuple[IntArray, IntArray], ...]
+    viewings: IntArray | None = None
+
+    @property
+    def scored(self) -> IntArray:
+        """Rows behind each scored row, shape (n_viewings, n_scored); -1 where a moment has fewer viewings."""
+        if self.viewings is None:
+            return self.test[None]
+        return np.where(self.viewings < 0, -1, self.test[self.viewings])
 
 
 @dataclass(frozen=True)

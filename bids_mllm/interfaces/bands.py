@@ -29,7 +29,7 @@ from bids_mllm.io.files import read_json, write_json
 from bids_mllm.io.scores import load_scores, save_bands, save_pairs
 from bids_mllm.outcomes import BandScores, PairScores
 from bids_mllm.records import Condition, FloatArray, Fold, ModelScores
-from bids_mllm.score.held_out import ColumnScores, score_columns
+from bids_mllm.score.held_out import ColumnScores, mean_of_viewings, score_fold, scored_predictions
 from bids_mllm.score.partition import product_measure
 
 # Points of the simplex for a pair, corners included; every pair costs as many fits.
@@ -150,9 +150,12 @@ class _Joint:
             joint = self._banded(designs, fold)
             scores = self._score(joint.predictions, fold)
             without = [self._without(designs, place, fold) for place in range(len(bands))]
-            truth = self.brain.Y[fold.test]
+            truth = mean_of_viewings(self.brain.Y, fold.scored)
+            parted = joint.band_predictions
+            if fold.viewings is not None:
+                parted = np.stack([scored_predictions(own, fold) for own in parted])
             less = (np.stack([one.r for one in without]), np.stack([one.r2 for one in without]))
-            parts.append((scores.r, scores.r2, _product(truth, joint.band_predictions), *less, joint.band_weights))
+            parts.append((scores.r, scores.r2, _product(truth, parted), *less, joint.band_weights))
         return BandScores(tuple(names), tuple(spaces), *_means(parts))
 
     def fit_pairs(self, model: str, instructions: Sequence[str]) -> PairScores:
@@ -225,8 +228,8 @@ class _Joint:
         return self._score(self._banded(others, fold).predictions, fold)
 
     def _score(self, predictions: FloatArray, fold: Fold) -> ColumnScores:
-        segments = self.brain.rows.segment_of_row[fold.test]
-        return score_columns(self.brain.Y, predictions, segments, rows=fold.test, device=self.brain.device)
+        scored = scored_predictions(predictions, fold)
+        return score_fold(self.brain.Y, scored, fold, self.brain.rows.segment_of_row, device=self.brain.device)
 
 
 def instructed_conditions(

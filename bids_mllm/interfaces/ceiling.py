@@ -1,7 +1,7 @@
 """Node that estimates the noise ceiling of one participant in one space."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,14 @@ from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.fit.targets import prepare_targets
 from bids_mllm.interfaces.encoding import FitOptions, fit_options_from_json
 from bids_mllm.interfaces.rows import Rows, make_rows, stack_targets
+from bids_mllm.interfaces.viewings import at_common_moments, half_tr, moments_of, nearest, playbacks
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json
 from bids_mllm.io.scores import save_ceiling
 from bids_mllm.outcomes import CeilingMap
 from bids_mllm.records import FloatArray, Fold, IntArray, ParticipantDesign
 from bids_mllm.score.ceiling import all_subsets, extrapolate_ceiling, repeat_ceiling
-from bids_mllm.score.held_out import score_columns
+from bids_mllm.score.held_out import score_fold, scored_predictions
 
 Method = Literal["repeats", "participants", "participants-exponential"]
 # Volumes of repeats from which a ceiling says anything.
@@ -90,15 +91,11 @@ class Viewer:
 
     def moments(self) -> "list[tuple[str, float]]":
         """What each row shows: the stimulus and the second in it at which its window starts."""
-        moments = []
-        for windows, usable in zip(self.design.windows, self.rows.usable, strict=True):
-            for volume in np.flatnonzero(usable):
-                moments.append((windows.stim_files[windows.showing[volume]], float(windows.start[volume])))
-        return moments
+        return moments_of(self.design, self.rows.usable)
 
 
 def ceiling_from_repeats(viewer: Viewer) -> CeilingMap:
-    """Ceiling of single viewings from the held-out films that the participant saw more than once.
+    """Ceiling of what is scored from the held-out films that the participant saw more than once.
 
     Viewings are paired on the clock of the film, never by counting volumes.
     """
@@ -107,14 +104,41 @@ def ceiling_from_repeats(viewer: Viewer) -> CeilingMap:
         raise DesignError(no_repeats(viewer.design.participant))
     Y = viewer.targets()
     tiles = [slice(start, start + VOXEL_TILE) for start in range(0, Y.shape[1], VOXEL_TILE)]
-    ceiling = np.concatenate([repeat_ceiling(Y[:, tile][matched], averaged=False) for tile in tiles])
+    single = np.concatenate([repeat_ceiling(Y[:, tile][matched], averaged=False) for tile in tiles])
+    counts = scored_viewings(viewer.rows.folds)
+    brought = ", brought to the mean of viewings by Spearman and Brown's formula" if max(counts) > 1 else ""
     facts = {
-        "Method": "repeats: square root of the explainable variance of a single viewing, bias-corrected",
+        "Method": f"repeats: square root of the explainable variance of a single viewing, bias-corrected{brought}",
         "Viewings": len(matched),
         "Volumes": int(matched.shape[1]),
-        "Of": "correlation with single viewings",
+        "Of": scored_words(counts),
     }
-    return CeilingMap(ceiling.astype(np.float32), facts)
+    return CeilingMap(ceiling_of_means(single, counts).astype(np.float32), facts)
+
+
+def scored_viewings(folds: Sequence[Fold]) -> dict[int, int]:
+    """Scored rows by the number of viewings that they are the mean of."""
+    counts, n_rows = np.unique(np.concatenate([(fold.scored >= 0).sum(axis=0) for fold in folds]), return_counts=True)
+    return dict(zip(counts.tolist(), n_rows.tolist(), strict=True))
+
+
+def scored_words(counts: Mapping[int, int]) -> str:
+    """Say which correlation a ceiling is of."""
+    numbers = sorted(counts)
+    if numbers == [1]:
+        return "correlation with single viewings"
+    if len(numbers) == 1:
+        return f"correlation with the mean of {numbers[0]} viewings"
+    return f"correlation with means of {numbers[0]} to {numbers[-1]} viewings, as they are scored"
+
+
+def ceiling_of_means(single: FloatArray, counts: Mapping[int, int]) -> FloatArray:
+    """Ceiling against means of viewings from that against one; mean over rows where their numbers differ."""
+    reliability = single**2
+    total: FloatArray = np.zeros_like(single)
+    for n_viewings, n_rows in counts.items():
+        total += n_rows * np.sqrt(n_viewings * reliability / (1 + (n_viewings - 1) * reliability))
+    return total / sum(counts.values())
 
 
 def no_repeats(participant: str) -> str:
@@ -139,52 +163,16 @@ def repeat_rows(viewer: Viewer) -> list[list[IntArray]]:
     """For each held-out stimulus seen more than once, the rows of each viewing at common moments."""
     moments = viewer.moments()
     tested = np.unique(np.concatenate([fold.test for fold in viewer.rows.folds]))
-    repetition_time = max(run.repetition_time for run in viewer.design.runs)
     found = []
     for stim_file in dict.fromkeys(moments[row][0] for row in tested):
         own = [row for row in tested if moments[row][0] == stim_file]
-        viewings = _viewings(own, viewer, moments)
+        viewings = playbacks(own, viewer.rows.run_of_row, moments)
         if len(viewings) < 2:
             continue
-        matched = _common(viewings, repetition_time / 2)
+        matched = at_common_moments(viewings, half_tr(viewer.design))
         if matched[0].size:
             found.append(matched)
     return found
-
-
-def _viewings(
-    own: Sequence[int], viewer: Viewer, moments: "Sequence[tuple[str, float]]"
-) -> list[tuple[FloatArray, IntArray]]:
-    """Times and rows of each playback: a new one begins with another run or where the film jumps back."""
-    viewings: list[list[int]] = []
-    for row in own:
-        last = viewings[-1][-1] if viewings else None
-        same = last is not None and viewer.rows.run_of_row[last] == viewer.rows.run_of_row[row]
-        if same and last is not None and moments[row][1] > moments[last][1]:
-            viewings[-1].append(row)
-        else:
-            viewings.append([row])
-    return [(np.array([moments[row][1] for row in rows]), np.array(rows)) for rows in viewings]
-
-
-def _common(viewings: Sequence[tuple[FloatArray, IntArray]], tolerance: float) -> list[IntArray]:
-    """Rows of all viewings nearest to the moments of the first, where each has one within `tolerance` seconds."""
-    times, rows = viewings[0]
-    matched, near = [rows], np.ones(len(rows), dtype=bool)
-    for other_times, other_rows in viewings[1:]:
-        place = nearest(other_times, times)
-        near &= np.abs(other_times[place] - times) <= tolerance
-        matched.append(other_rows[place])
-    return [rows[near] for rows in matched]
-
-
-def nearest(sorted_times: FloatArray, times: FloatArray) -> IntArray:
-    """Positions in `sorted_times` that are nearest to `times`."""
-    after = np.clip(np.searchsorted(sorted_times, times), 1, len(sorted_times) - 1) if len(sorted_times) > 1 else 0
-    before = np.maximum(np.asarray(after) - 1, 0)
-    closer = np.abs(sorted_times[before] - times) <= np.abs(sorted_times[after] - times)
-    place: IntArray = np.where(closer, before, after)
-    return place
 
 
 def ceiling_from_participants(
@@ -208,7 +196,7 @@ def ceiling_from_participants(
     segment = target.rows.segment_of_row[own]
 
     def score(predictions: FloatArray, fold: Fold) -> FloatArray:
-        return score_columns(Y, predictions, segment[fold.test], rows=fold.test, device=device).r
+        return score_fold(Y, scored_predictions(predictions, fold), fold, segment, device=device).r
 
     subsets = chosen_subsets(labels)
     scores = scores_from_participants(
@@ -225,7 +213,7 @@ def ceiling_from_participants(
         "Subsets": len(subsets),
         "Volumes": len(own),
         "Bootstraps": 100,
-        "Of": "correlation with single viewings",
+        "Of": scored_words(scored_viewings(folds)),
     }
     return CeilingMap(fitted.ceiling.astype(np.float32), facts)
 
@@ -244,7 +232,7 @@ def sharing_viewers(viewers: Sequence[Viewer]) -> list[Viewer]:
     """Others who saw at least half of both sides of every fold of the first participant."""
     target = viewers[0]
     moments = target.moments()
-    tolerance = max(run.repetition_time for run in target.design.runs) / 2
+    tolerance = half_tr(target.design)
     sharing = []
     for viewer in viewers[1:]:
         _, found = _matched_rows(moments, target, viewer, tolerance)
@@ -291,7 +279,7 @@ def common_rows(viewers: Sequence[Viewer]) -> tuple[IntArray, list[IntArray]]:
     """
     target = viewers[0]
     moments = target.moments()
-    tolerance = max(run.repetition_time for run in target.design.runs) / 2
+    tolerance = half_tr(target.design)
     near = np.ones(len(moments), dtype=bool)
     matched = []
     for viewer in viewers[1:]:
@@ -314,8 +302,12 @@ def _matched_rows(
     places = np.zeros(len(moments), dtype=int)
     found = np.zeros(len(moments), dtype=bool)
     for stim_file in dict.fromkeys(name for name, _ in moments):
-        own = _viewings([row for row, (name, _) in enumerate(moments) if name == stim_file], target, moments)
-        other = _viewings([row for row, (name, _) in enumerate(theirs) if name == stim_file], viewer, theirs)
+        own = playbacks(
+            [row for row, (name, _) in enumerate(moments) if name == stim_file], target.rows.run_of_row, moments
+        )
+        other = playbacks(
+            [row for row, (name, _) in enumerate(theirs) if name == stim_file], viewer.rows.run_of_row, theirs
+        )
         for number, (times, rows) in enumerate(own):
             if other:
                 other_times, other_rows = other[min(number, len(other) - 1)]
@@ -341,4 +333,16 @@ def restricted(fold: Fold, kept: IntArray) -> Fold:
     test = renumbered(fold.test)
     if not inner or not len(test):
         raise DesignError(f"In the fold that holds out {fold.name}, no moments are left that all participants saw.")
-    return Fold(fold.name, train, test, tuple(inner))
+    return Fold(fold.name, train, test, tuple(inner), _restricted_viewings(fold, kept))
+
+
+def _restricted_viewings(fold: Fold, kept: IntArray) -> IntArray | None:
+    """Scored rows of which every viewing is kept, as positions in the test rows that are left."""
+    if fold.viewings is None:
+        return None
+    left = np.isin(fold.test, kept)
+    viewings = np.where(fold.viewings < 0, -1, (np.cumsum(left) - 1)[fold.viewings])
+    whole = (left[fold.viewings] | (fold.viewings < 0)).all(axis=0)
+    if not whole.any():
+        raise DesignError(f"In the fold that holds out {fold.name}, no moments are left that all participants saw.")
+    return viewings[:, whole]

@@ -41,7 +41,7 @@ from bids_mllm.io.files import read_json, write_json
 from bids_mllm.io.scores import save_held_out, save_scores
 from bids_mllm.io.store import FeatureEntry, canonical_json
 from bids_mllm.records import Condition, FloatArray, Fold, ModelScores, ParticipantDesign, WindowGrid
-from bids_mllm.score.held_out import score_columns
+from bids_mllm.score.held_out import score_fold, scored_predictions
 from bids_mllm.score.selection import ScoreBoard
 
 
@@ -345,10 +345,10 @@ def score_model(
     -------
     scores : ModelScores
     predictions
-        Of the nested choice, one array (n_test, n_voxels) an outer fold.
+        Of the nested choice, one array (n_scored, n_voxels) an outer fold.
     """
     rows = brain.rows
-    n_test = [len(fold.test) for fold in rows.folds]
+    n_test = [fold.scored.shape[1] for fold in rows.folds]
     board = ScoreBoard(features.conditions, features.layers, n_voxels=brain.Y.shape[1], n_test=n_test)
     warnings: list[str] = list(features.warnings)
     spaces = [(c, k) for c in range(len(features.conditions)) for k in range(len(features.layers))]
@@ -404,8 +404,8 @@ def _score_fold(
         design, brain.targets, fold, alphas=alphas, device=brain.device, solver=options.solver,
         max_block_bytes=max_block_bytes,
     )  # fmt: skip
-    segments = brain.rows.segment_of_row[fold.test]
-    scores = score_columns(brain.Y, fit.predictions, segments, rows=fold.test, device=brain.device)
+    scored = scored_predictions(fit.predictions, fold)
+    scores = score_fold(brain.Y, scored, fold, brain.rows.segment_of_row, device=brain.device)
     board.add(
         *place,
         r=scores.r,
@@ -414,5 +414,5 @@ def _score_fold(
         cv_r2=fit.cv_r2,
         alpha=fit.best_alphas,
         at_edge=alpha_at_edge(fit.best_alphas, alphas),
-        predictions=fit.predictions,
+        predictions=scored,
     )

@@ -9,8 +9,9 @@ import numpy as np
 from bids_mllm.exceptions import DesignError
 from bids_mllm.interfaces.rows import Rows
 from bids_mllm.outcomes import HeldOut
-from bids_mllm.records import FloatArray, IntArray
+from bids_mllm.records import FloatArray, Fold, IntArray
 from bids_mllm.score.correlation import concatenated_r, pearson_r_by_run
+from bids_mllm.score.held_out import mean_of_viewings
 from bids_mllm.score.paired import block_scores
 from bids_mllm.score.permutation import permutation_test
 
@@ -41,23 +42,25 @@ def held_out_inference(
     rows
     Y : (n_rows, n_voxels) float
     predictions
-        One array (n_test, n_voxels) an outer fold.
+        One array (n_scored, n_voxels) an outer fold: of means of viewings where these are scored.
     run_labels
         Labels of the runs of the design.
     options
     max_block_bytes
         Bound of the working arrays.
     """
-    test = np.sort(np.concatenate([fold.test for fold in rows.folds]))
-    predicted = np.empty((len(test), Y.shape[1]), dtype=np.float32)
+    scored = _scored(rows.folds)
+    first = np.sort(scored[0])
+    predicted = np.empty((len(first), Y.shape[1]), dtype=np.float32)
     for fold, own in zip(rows.folds, predictions, strict=True):
-        predicted[np.searchsorted(test, fold.test)] = own
-    truth, segment = Y[test], rows.segment_of_row[test]
+        predicted[np.searchsorted(first, fold.scored[0])] = own
+    scored = scored[:, np.argsort(scored[0])]
+    truth, segment = mean_of_viewings(Y, scored), rows.segment_of_row[first]
     r_by_run, n_rows = pearson_r_by_run(truth, predicted, segment)
     p, p_max, facts = _tested(truth, predicted, segment, options, max_block_bytes)
     blocks = block_scores(truth, predicted, segment, block_length=options.block_length, max_block_bytes=max_block_bytes)
     return HeldOut(
-        run_names=_names(segment, rows.run_of_row[test], run_labels),
+        run_names=_names(segment, rows.run_of_row, scored, run_labels),
         r_by_run=r_by_run.astype(np.float32),
         r_concatenated=concatenated_r(r_by_run, n_rows).astype(np.float32),
         p=p.astype(np.float32),
@@ -92,11 +95,30 @@ def _tested(
     return outcome.p, outcome.p_max, facts
 
 
-def _names(segment: IntArray, run: IntArray, run_labels: Sequence[str]) -> tuple[str, ...]:
-    """Label of the run of each segment; parts of a run are numbered."""
-    _, first = np.unique(segment, return_index=True)
-    labels = [run_labels[run[place]] for place in first]
+def _scored(folds: Sequence[Fold]) -> IntArray:
+    """Rows behind the scored rows of all folds, (n_viewings, n_scored); -1 where there are fewer viewings."""
+    parts = [fold.scored for fold in folds]
+    n_viewings = max(len(part) for part in parts)
+    padded = [np.pad(part, ((0, n_viewings - len(part)), (0, 0)), constant_values=-1) for part in parts]
+    return np.concatenate(padded, axis=1)
+
+
+def _names(segment: IntArray, run_of_row: IntArray, scored: IntArray, run_labels: Sequence[str]) -> tuple[str, ...]:
+    """Label of the run of each segment; parts of a run are numbered, and means of viewings named as such."""
+    labels = [_name(scored[:, segment == number], run_of_row, run_labels) for number in np.unique(segment)]
     return tuple(
         label if labels.count(label) == 1 else f"{label}, part {labels[:place].count(label) + 1}"
         for place, label in enumerate(labels)
     )
+
+
+def _name(scored: IntArray, run_of_row: IntArray, run_labels: Sequence[str]) -> str:
+    """Label of the run, or what the labels of all runs that are averaged have in common."""
+    counts = np.unique((scored >= 0).sum(axis=0)).tolist()
+    first: str = run_labels[int(run_of_row[scored[0, 0]])]
+    if counts == [1]:
+        return first
+    labels = [run_labels[run].split("_") for run in np.unique(run_of_row[scored[scored >= 0]])]
+    common = [entity for entity in labels[0] if all(entity in label for label in labels)]
+    number = " to ".join(str(count) for count in (counts[0], counts[-1])[-len(counts) :])
+    return f"{'_'.join(common) or first} (mean of {number} viewings)"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from bids_mllm.fit.delays import delayed_valid
 from bids_mllm.fit.design import DelayedRows, delayed_rows
 from bids_mllm.fit.folds import Scheme, SegmentClock, group_repeats, make_folds
 from bids_mllm.fit.scaling import high_pass_rows, zscore_segments
+from bids_mllm.interfaces.viewings import averaged, half_tr, moments_of
 from bids_mllm.records import BoolArray, FloatArray, Fold, IntArray, ParticipantDesign, Run, TRWindows, WindowGrid
 
 
@@ -61,12 +62,15 @@ class CVOptions:
         The folds of a file, by which the split goes instead; None without one.
     source
         Name of that file.
+    repeats
+        Whether each held-out viewing of a stimulus is scored, or their average; the fit sees single viewings.
     """
 
     scheme: Scheme = "auto"
     n_folds: int = 5
     values: Sequence[Mapping[str, Any]] | None = None
     source: str = ""
+    repeats: Literal["each", "average"] = "each"
 
 
 # Seconds by which neighbouring segments of a film may overlap; those of Movie10 do by 2 to 4 s.
@@ -110,6 +114,9 @@ def make_rows(design: ParticipantDesign, *, delays: Sequence[int], cv: CVOptions
             film_of_run=group_repeats([{film_of(name)[0] for name in w.stim_files} for w in design.windows]),
             segments=clock,
         )
+    if cv.repeats == "average":
+        moments = moments_of(design, usable)
+        folds = tuple(averaged(fold, run_of_row, moments, half_tr(design)) for fold in folds)
     segments = _segments(usable, run_of_row, folds)
     segment_of_row = np.concatenate([at[rows] for at, rows in zip(segments, usable, strict=True)])
     return Rows(tuple(delays), usable, segments, run_of_row, volume_of_row, segment_of_row, folds)
