@@ -1,7 +1,7 @@
 """When the volumes of a run were taken: repetition time and time of the first volume."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from bids_mllm.exceptions import InputDataError
 
 #: Header and sidecar may differ by the float32 of the header.
 TR_TOLERANCE = 1e-3
-#: What a raw sidecar says that also holds for the series made of it.
+#: What a raw sidecar says that also holds for the series made of it; not StartTime, which preprocessing changes.
 RAW_KEYS = ("RepetitionTime", "VolumeTiming", "SliceTiming", "DelayTime")
+#: Either says which instant of a TR a volume stands for.
+REFERENCE_KEYS = ("StartTime", "SliceTimingCorrected")
 
 
 @dataclass(frozen=True)
@@ -44,43 +46,67 @@ class Clocks:
         Raises
         ------
         InputDataError
-            When nothing says the RepetitionTime, when header and sidecar disagree, or when a time cannot be.
+            When nothing says the RepetitionTime, when header and sidecar disagree, when volumes are not equally
+            spaced, or when a time cannot be.
         """
         sidecar = self.sidecar(bold)
         repetition_time = _repetition_time(bold.path, sidecar, header_tr)
         return Clock(repetition_time, _start_time(bold.path, sidecar, repetition_time))
 
     def sidecar(self, bold: BidsName) -> dict[str, Any]:
-        """Metadata of a derivative BOLD: the raw sidecars first, then its own; a derivative sidecar of
-        the same run in another space gives the TR where none of these does.
+        """Return what is known of the timing of a series: the raw sidecars first, then its own.
+
+        Where these do not say the RepetitionTime, or not which instant of a TR a volume stands for, a sidecar of the
+        same run in another space does, since all spaces of a run are made from one series.
         """
-        raw_folder = self.bids_dir / bold.path.parent.relative_to(self.derivative_dir)
-        entities = {k: v for k, v in bold.entities.items() if k not in ("space", "desc", "res", "den")}
-        raw = self.folders.inherited(self.bids_dir, raw_folder, entities, suffix="bold", extension=".json")
-        own = self.folders.inherited(
-            self.derivative_dir, bold.path.parent, bold.entities, suffix="bold", extension=".json"
-        )
         merged: dict[str, Any] = {}
-        for name in raw:
-            merged |= {k: v for k, v in read_json(name.path).items() if k == "RepetitionTime"}
-        for name in own:
+        for name in self._raw(bold):
+            merged |= {key: value for key, value in read_json(name.path).items() if key in RAW_KEYS}
+        for name in self._own(bold):
             merged |= read_json(name.path)
-        if "RepetitionTime" not in merged:
-            merged |= self._sibling(bold)
+        wanted = [keys for keys in (("RepetitionTime",), REFERENCE_KEYS) if not set(keys) & set(merged)]
+        if wanted:
+            merged |= self._siblings(bold, wanted)
         return merged
 
-    def _sibling(self, bold: BidsName) -> dict[str, Any]:
+    def _raw(self, bold: BidsName) -> tuple[BidsName, ...]:
+        folder = self.bids_dir / f"sub-{bold.entities['sub']}"
+        if "ses" in bold.entities:
+            folder /= f"ses-{bold.entities['ses']}"
+        return self.folders.inherited(self.bids_dir, folder / "func", bold.entities, suffix="bold", extension=".json")
+
+    def _own(self, bold: BidsName) -> tuple[BidsName, ...]:
+        """Sidecars of the series; ``_bold.dtseries.nii`` may have ``_bold.json`` or ``_bold.dtseries.json``."""
+        kind = bold.extension.removesuffix(".gz").rpartition(".")[0]
+        found: tuple[BidsName, ...] = ()
+        for extension in dict.fromkeys((f"{kind}.json", ".json")):
+            found += self.folders.inherited(
+                self.derivative_dir, bold.path.parent, bold.entities, suffix=bold.suffix, extension=extension
+            )
+        return found
+
+    def _siblings(self, bold: BidsName, wanted: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """Take each set of keys from the first sidecar of the run in the folder that has one of them."""
+        found: dict[str, Any] = {}
         for name in self.folders.names(bold.path.parent):
-            if name.suffix == "bold" and name.extension == ".json" and name.run_key == bold.run_key:
-                repetition_time = read_json(name.path).get("RepetitionTime")
-                if repetition_time is not None:
-                    return {"RepetitionTime": repetition_time}
-        return {}
+            of_series = name.suffix in (bold.suffix, "bold") and name.extension.endswith(".json")
+            if not of_series or name.run_key != bold.run_key:
+                continue
+            content = read_json(name.path)
+            for keys in wanted:
+                if not set(keys) & set(found):
+                    found |= {key: content[key] for key in keys if content.get(key) is not None}
+        return found
 
 
 def _repetition_time(bold: Path, sidecar: Mapping[str, Any], header_tr: float) -> float:
     stated = _seconds(bold, sidecar, "RepetitionTime")
     if stated is None:
+        if sidecar.get("VolumeTiming") is not None:
+            raise InputDataError(
+                f"The sidecars of {bold} give VolumeTiming and no RepetitionTime, but volumes that are not equally "
+                "spaced (sparse sampling) are not supported; leave the run out with --task-id or --run-id."
+            )
         if header_tr <= 0:
             raise InputDataError(
                 f"Neither a sidecar nor the header gives the RepetitionTime of {bold}; write it into "
@@ -99,17 +125,45 @@ def _seconds(bold: Path, sidecar: Mapping[str, Any], key: str) -> float | None:
     value = sidecar.get(key)
     if value is None:
         return None
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not usable or (key == "RepetitionTime" and value <= 0):
+    if not _is_number(value) or (key == "RepetitionTime" and value <= 0):
         raise InputDataError(
             f"{key} is {value!r} in the sidecar of {bold}, but must be a number of seconds; correct the sidecar."
         )
     return float(value)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _start_time(bold: Path, sidecar: Mapping[str, Any], repetition_time: float) -> float:
-    """StartTime, else the middle of the TR where slice timing was corrected, else 0."""
+    """StartTime, else the instant to which slice timing was corrected, else 0."""
     stated = _seconds(bold, sidecar, "StartTime")
     if stated is not None:
-        return stated
-    return 0.5 * repetition_time if sidecar.get("SliceTimingCorrected") is True else 0.0
+        return _within(bold, "StartTime", stated, repetition_time)
+    if sidecar.get("SliceTimingCorrected") is not True:
+        return 0.0
+    slices = sidecar.get("SliceTiming")
+    if slices is not None:
+        return _middle(bold, slices, repetition_time)
+    delay = _within(bold, "DelayTime", _seconds(bold, sidecar, "DelayTime") or 0.0, repetition_time)
+    return 0.5 * (repetition_time - delay)
+
+
+def _middle(bold: Path, slices: Any, repetition_time: float) -> float:
+    """Midpoint of the first and the last slice."""
+    if not isinstance(slices, list) or not slices or not all(_is_number(value) for value in slices):
+        raise InputDataError(
+            f"SliceTiming in the sidecar of {bold} must be a list of numbers of seconds; correct the sidecar."
+        )
+    first, last = (_within(bold, "SliceTiming", float(edge(slices)), repetition_time) for edge in (min, max))
+    return 0.5 * (first + last)
+
+
+def _within(bold: Path, key: str, seconds: float, repetition_time: float) -> float:
+    if not 0 <= seconds <= repetition_time:
+        raise InputDataError(
+            f"{key} is {seconds:g} s in the sidecar of {bold}, but must lie between 0 and the RepetitionTime of "
+            f"{repetition_time:g} s; correct the sidecar."
+        )
+    return seconds
