@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from bids_mllm.exceptions import InputDataError, UsageError
+from bids_mllm.io.grids import VolumeGrid
 from bids_mllm.io.results import ModelResult, find_results
-from bids_mllm.records import FloatArray
+from bids_mllm.records import FloatArray, IntArray
 
 #: A voxel whose ceiling is lower tells little about which feature space drives it.
 CEILING_THRESHOLD = 0.3
@@ -66,7 +67,7 @@ def _participant(
     missing = [model for model in models if model not in results]
     if missing:
         raise InputDataError(f"sub-{participant} has no results of {', '.join(missing)}; run it with these models.")
-    place = tuple(voxels[axis].to_numpy() for axis in "ijk")
+    place = _places(voxels, results[models[0]])
     best_r = np.stack([results[model].map("r", "best")[0][place] for model in models])
     findings = [
         _best_space(participant, voxels, best_r, number, name, models[number]) for number, name in enumerate(drivers)
@@ -81,6 +82,15 @@ def _participant(
         findings.append(Finding(participant, "nothing", found, "within 0.02 of 0", abs(mean) <= 0.02))
         findings.append(_discoveries(participant, voxels, results[model].map("q", "best")[0][place], model))
     return findings
+
+
+def _places(voxels: pd.DataFrame, result: ModelResult) -> IntArray:
+    """Return where the voxels of the truth lie on the flat axis of the maps, (n_voxels,)."""
+    _, grid = result.map("r", "best")
+    if not isinstance(grid, VolumeGrid):
+        raise InputDataError(f"The maps of {result.model} are no volumes, but the truth is of voxels; compare volumes.")
+    indices = tuple(voxels[axis].to_numpy() for axis in "ijk")
+    return np.asarray(np.ravel_multi_index(indices, grid.shape))
 
 
 def _discoveries(participant: str, voxels: pd.DataFrame, q: FloatArray, model: str) -> Finding:
@@ -105,7 +115,7 @@ def _best_space(
 def _best_read_out(
     participant: str,
     voxels: pd.DataFrame,
-    place: Sequence[Any],
+    place: IntArray,
     result: ModelResult,
     driver: str,
     truth: Mapping[str, Any],
@@ -114,9 +124,8 @@ def _best_read_out(
     sidecar = result.sidecar()
     means: dict[tuple[str, int], float] = {}
     for condition in sidecar["Conditions"]:
-        volume, _ = result.map("r", condition)
-        values = volume[tuple(place)][rows].reshape(int(rows.sum()), -1)
-        means |= {(condition, layer): float(np.nanmean(values[:, k])) for k, layer in enumerate(sidecar["Layers"])}
+        values = np.atleast_2d(result.map("r", condition)[0])[:, place[rows]]
+        means |= {(condition, layer): float(np.nanmean(values[k])) for k, layer in enumerate(sidecar["Layers"])}
     ordered = sorted(means, key=lambda key: -means[key])
     planted = (truth["condition"], truth["layer"])
     rank = ordered.index(planted) + 1

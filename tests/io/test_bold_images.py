@@ -7,15 +7,12 @@ import pytest
 from volumes import AFFINE, SHAPE, TR, bold_run
 
 from bids_mllm.exceptions import InputDataError
-from bids_mllm.io.bold import (
-    clean_run,
-    common_mask,
-    load_run,
-    prepare_runs,
-    save_mask,
-    to_volume,
-    unusable_voxels,
-)
+from bids_mllm.io.bold import clean_run, common_mask, prepare_runs, unusable_voxels
+from bids_mllm.io.grids import VolumeGrid, same_grid
+from bids_mllm.io.maps import load_map, save_map
+from bids_mllm.io.series import read_series
+
+GRID = VolumeGrid(SHAPE, AFFINE)
 
 WHOLE = np.ones(SHAPE, dtype=bool)
 
@@ -33,9 +30,9 @@ def test_the_common_mask_is_the_overlap(tmp_path):
         bold_run(tmp_path / "b", mask=without((2, 3, 1))),
         bold_run(tmp_path / "c"),
     ]
-    mask, affine = common_mask(runs)
-    np.testing.assert_array_equal(mask, without((0, 0, 0), (2, 3, 1)))
-    np.testing.assert_array_equal(affine, AFFINE)
+    mask, grid = common_mask(runs)
+    np.testing.assert_array_equal(mask, without((0, 0, 0), (2, 3, 1)).ravel())
+    assert same_grid(grid, GRID)
     assert common_mask(runs[2:])[0].all()
 
 
@@ -60,10 +57,9 @@ def test_a_run_is_read_voxel_by_voxel_as_stored(tmp_path):
     values = np.arange(24 * 7, dtype=float).reshape(*SHAPE, 7)
     run = bold_run(tmp_path, values=values)
     mask = without((1, 1, 1))
-    series = load_run(run, mask)
+    series = read_series(run, mask.ravel())
     assert (series.shape, series.dtype) == ((7, 23), np.float32)
     np.testing.assert_array_equal(series, values.reshape(24, 7)[mask.ravel()].T)
-    np.testing.assert_array_equal(to_volume(series, mask, fill=-1)[mask], series.T)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:10] + b"\xff" + b[11:]])
@@ -71,7 +67,7 @@ def test_a_truncated_or_damaged_file_is_one_sentence(tmp_path, damage):
     run = bold_run(tmp_path, n_volumes=200, mask=WHOLE)
     run.bold.write_bytes(damage(run.bold.read_bytes()))
     with pytest.raises(InputDataError, match=r"preproc_bold.nii.gz cannot be read to its end"):
-        load_run(run, WHOLE)
+        read_series(run, WHOLE.ravel())
 
 
 def test_a_truncated_mask_is_one_sentence(tmp_path):
@@ -141,44 +137,50 @@ def test_bad_voxels_of_any_run_are_set_aside_in_all(tmp_path):
     volumes[1][1, 2, 1] = 3.0
     mask = without((2, 3, 1))
     runs = [bold_run(tmp_path / str(i), values=v, mask=mask) for i, v in enumerate(volumes)]
-    series, good, found, affine, names = prepare_runs(runs, strategy="none", high_pass=0.0)
-    np.testing.assert_array_equal(found, mask)
-    kept = np.zeros(SHAPE, dtype=bool)
-    kept[mask] = good
-    np.testing.assert_array_equal(kept, mask & without((0, 0, 0), (1, 2, 1)))
-    assert names == ()
+    found = prepare_runs(runs, tmp_path / "series.npy", strategy="none", high_pass=0.0)
+    series = np.load(tmp_path / "series.npy")
+    kept = mask & without((0, 0, 0), (1, 2, 1))
+    np.testing.assert_array_equal(found.mask, mask.ravel())
+    np.testing.assert_array_equal(found.usable, kept.ravel())
+    assert found.confounds == ()
+    assert same_grid(found.grid, GRID)
     assert (series.shape, series.dtype) == ((80, 21), np.float32)
     expected = np.concatenate([v[kept].T - v[kept].T.mean(axis=0) for v in volumes])
     np.testing.assert_allclose(series, expected, atol=2e-3)
-    np.testing.assert_array_equal(affine, AFFINE)
 
 
 def test_no_usable_voxel_at_all(tmp_path):
     runs = [bold_run(tmp_path, values=np.full((*SHAPE, 10), 5.0))]
     with pytest.raises(InputDataError, match=r"Every voxel of sub-01"):
-        prepare_runs(runs, strategy="none", high_pass=0.0)
+        prepare_runs(runs, tmp_path / "series.npy", strategy="none", high_pass=0.0)
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_confounds_asked_for_but_not_there(tmp_path):
     runs = [bold_run(tmp_path)]
     with pytest.raises(InputDataError, match=r"desc-confounds_timeseries.tsv.*--confounds none"):
-        prepare_runs(runs, strategy="motion", high_pass=0.0)
+        prepare_runs(runs, tmp_path / "series.npy", strategy="motion", high_pass=0.0)
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_a_mask_is_written_and_read_back(tmp_path):
     mask = without((0, 1, 0), (2, 2, 1))
-    save_mask(tmp_path / "new" / "mask.nii.gz", mask, AFFINE)
+    save_map(tmp_path / "new" / "mask.nii.gz", mask.ravel(), GRID)
     run = replace(bold_run(tmp_path), mask=tmp_path / "new" / "mask.nii.gz")
-    np.testing.assert_array_equal(common_mask([run])[0], mask)
+    np.testing.assert_array_equal(common_mask([run])[0], mask.ravel())
 
 
-def test_several_maps_go_back_to_a_volume():
-    mask = without((0, 0, 0))
-    values = np.arange(46, dtype=np.float32).reshape(2, 23)
-    volume = to_volume(values, mask)
-    assert volume.shape == (*SHAPE, 2)
-    assert np.isnan(volume[0, 0, 0]).all()
-    np.testing.assert_array_equal(volume[mask], values.T)
+def test_several_maps_are_volumes_of_one_image(tmp_path):
+    import nibabel as nib
+
+    values = np.arange(48, dtype=np.float32).reshape(2, 24)
+    values[1, 5] = np.nan
+    save_map(tmp_path / "a_statmap.nii.gz", values, GRID)
+    image = nib.load(tmp_path / "a_statmap.nii.gz")
+    np.testing.assert_array_equal(image.get_fdata()[..., 1], values[1].reshape(SHAPE))
+    again, grid = load_map(tmp_path / "a_statmap.nii.gz")
+    np.testing.assert_array_equal(again, values)
+    assert same_grid(grid, GRID)
 
 
 def test_images_with_a_scale_factor_are_read_in_their_units(tmp_path):
@@ -189,8 +191,8 @@ def test_images_with_a_scale_factor_are_read_in_their_units(tmp_path):
     image.set_data_dtype(np.int16)
     path = tmp_path / "sub-01_bold.nii.gz"
     image.to_filename(path)
-    run = replace(bold_run(tmp_path), bold=path)
-    np.testing.assert_allclose(load_run(run, WHOLE), values.reshape(24, 9).T, atol=1e-3)
+    run = replace(bold_run(tmp_path), bold=path, n_volumes=9)
+    np.testing.assert_allclose(read_series(run, WHOLE.ravel()), values.reshape(24, 9).T, atol=1e-3)
 
 
 def test_volumes_before_the_steady_state_take_no_part():

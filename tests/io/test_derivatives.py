@@ -17,7 +17,6 @@ from bids_mllm.io.derivatives import (
     film_label,
     outputs,
     pybids_config,
-    read_map,
     sidecar_path,
     write_dataset_files,
     write_map,
@@ -25,9 +24,12 @@ from bids_mllm.io.derivatives import (
     write_table,
 )
 from bids_mllm.io.files import read_tsv
+from bids_mllm.io.grids import VolumeGrid, same_grid
+from bids_mllm.io.maps import load_map
 from bids_mllm.io.results import find_results, roi_tables, stack_maps
 
-MASK = np.random.default_rng(0).random(SHAPE) > 0.4
+MASK = (np.random.default_rng(0).random(SHAPE) > 0.4).ravel()
+GRID = VolumeGrid(SHAPE, AFFINE)
 
 
 @pytest.mark.parametrize(
@@ -66,23 +68,27 @@ def test_maps_come_back_with_nan_outside_the_mask(tmp_path, n_maps):
     shape = (int(MASK.sum()),) if n_maps is None else (n_maps, int(MASK.sum()))
     values = np.random.default_rng(0).standard_normal(shape)
     path = tmp_path / "sub-01" / "func" / "sub-01_stat-r_statmap.nii.gz"
-    write_map(path, values, MASK, AFFINE, {"Units": "arbitrary"})
-    volume, affine = read_map(path)
+    write_map(path, values, MASK, GRID, {"Units": "arbitrary"})
+    image = nib.load(path)
+    volume = np.asarray(image.dataobj)
     assert volume.dtype == np.float32
     assert volume.shape == (SHAPE if n_maps is None else (*SHAPE, n_maps))
-    np.testing.assert_array_equal(volume[MASK], values.astype(np.float32).T)
-    assert np.isnan(volume[~MASK]).all()
-    np.testing.assert_array_equal(affine, AFFINE)
+    np.testing.assert_array_equal(volume[MASK.reshape(SHAPE)], values.astype(np.float32).T)
+    assert np.isnan(volume[~MASK.reshape(SHAPE)]).all()
+    np.testing.assert_array_equal(image.affine, AFFINE)
+    again, grid = load_map(path)
+    np.testing.assert_array_equal(again[..., MASK], values.astype(np.float32))
+    assert same_grid(grid, GRID)
     assert json.loads(sidecar_path(path).read_text()) == {"Units": "arbitrary"}
     assert sorted(p.name for p in path.parent.iterdir()) == ["sub-01_stat-r_statmap.json", path.name]
 
 
 def test_a_mask_has_its_sidecar_with_the_resolution(tmp_path):
     path = MapName("01", "life", "T1w", "2").path(tmp_path, suffix="mask", desc="encoding")
-    write_mask(path, MASK, AFFINE, {"Type": "Brain", "Resolution": "res-2 of the input"})
+    write_mask(path, MASK, GRID, {"Type": "Brain", "Resolution": "res-2 of the input"})
     image = nib.load(path)
     assert image.get_data_dtype() == np.uint8
-    np.testing.assert_array_equal(np.asarray(image.dataobj), MASK)
+    np.testing.assert_array_equal(np.asarray(image.dataobj).ravel(), MASK)
     assert json.loads(sidecar_path(path).read_text())["Resolution"] == "res-2 of the input"
 
 
@@ -187,13 +193,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 # Results
 
 
-def result(folder, sub, *, model="m", space="T1w", res=None, task="life", value=1.0, mask=MASK, affine=AFFINE):
+def result(folder, sub, *, model="m", space="T1w", res=None, task="life", value=1.0, mask=MASK, grid=GRID):
     name = MapName(sub, task, space, res)
     write_map(
         name.path(folder, model=model, stat="r", desc="best"),
         np.full(int(mask.sum()), value),
         mask,
-        affine,
+        grid,
         {"Layers": [0, 1]},
     )
     return name
@@ -205,7 +211,7 @@ def test_results_are_found_in_order(tmp_path):
     result(tmp_path, "01", model="a", res="2", task="bourne+wolf")
     write_map(
         MapName("03", "life", "T1w").path(tmp_path, model="m", stat="r", desc="media"),
-        np.ones(int(MASK.sum())), MASK, AFFINE, {},
+        np.ones(int(MASK.sum())), MASK, GRID, {},
     )  # fmt: skip
     found = find_results(tmp_path)
     assert [(r.name.participant, r.name.task, r.name.resolution, r.model) for r in found] == [
@@ -238,29 +244,35 @@ def test_roi_tables_by_atlas(tmp_path):
 
 
 def test_maps_of_participants_are_stacked_over_the_voxels_of_any(tmp_path):
-    first, second = np.zeros(SHAPE, dtype=bool), np.zeros(SHAPE, dtype=bool)
-    first[0], second[0, 0], second[1] = True, True, True
+    first, second = np.zeros(24, dtype=bool), np.zeros(24, dtype=bool)
+    first[:8], second[:2], second[8:16] = True, True, True
     result(tmp_path, "01", value=1.0, mask=first)
     result(tmp_path, "02", value=2.0, mask=second)
-    values, mask, affine = stack_maps(find_results(tmp_path), "r", "best")
+    values, mask, grid = stack_maps(find_results(tmp_path), "r", "best")
     np.testing.assert_array_equal(mask, first | second)
     np.testing.assert_array_equal(values[0], np.where(first, 1.0, np.nan)[mask])
     np.testing.assert_array_equal(values[1], np.where(second, 2.0, np.nan)[mask])
-    np.testing.assert_array_equal(affine, AFFINE)
+    assert same_grid(grid, GRID)
 
 
 def test_stacks_of_layers(tmp_path):
     for sub in ("01", "02"):
         result(tmp_path, sub)
         path = MapName(sub, "life", "T1w").path(tmp_path, model="m", stat="r", desc="media")
-        write_map(path, np.arange(3 * MASK.sum()).reshape(3, -1) + int(sub), MASK, AFFINE, {})
+        write_map(path, np.arange(3 * MASK.sum()).reshape(3, -1) + int(sub), MASK, GRID, {})
     values, mask, _ = stack_maps(find_results(tmp_path), "r", "media")
     assert values.shape == (2, 3, MASK.sum())
     np.testing.assert_array_equal(mask, MASK)
     np.testing.assert_array_equal(values[1], np.arange(3 * MASK.sum()).reshape(3, -1) + 2)
 
 
-@pytest.mark.parametrize("other", [{"mask": np.ones((3, 4, 3), dtype=bool)}, {"affine": np.diag([3.0, 2, 2, 1])}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"mask": np.ones(36, dtype=bool), "grid": VolumeGrid((3, 4, 3), AFFINE)},
+        {"grid": VolumeGrid(SHAPE, np.diag([3.0, 2, 2, 1]))},
+    ],
+)
 def test_maps_on_different_grids_name_both(tmp_path, other):
     result(tmp_path, "01")
     result(tmp_path, "02", **other)
@@ -289,7 +301,7 @@ def test_pybids_tells_maps_apart_that_differ_by_stat_model_or_atlas(tmp_path):
     describe(tmp_path)
     name = MapName("01", "life", "T1w")
     for model, stat in (("a", "r"), ("a", "r2"), ("b", "r")):
-        write_map(name.path(tmp_path, model=model, stat=stat), np.ones(int(MASK.sum())), MASK, AFFINE, {})
+        write_map(name.path(tmp_path, model=model, stat=stat), np.ones(int(MASK.sum())), MASK, GRID, {})
     for atlas in ("AAL", "Glasser"):
         path = name.path(tmp_path, model="a", stat="scores", atlas=atlas, extension=".tsv")
         write_table(path, [{"roi": 1}], {"roi": ""}, {})

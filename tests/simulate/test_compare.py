@@ -8,6 +8,7 @@ import pytest
 
 from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.io.derivatives import MapName, write_map
+from bids_mllm.io.grids import VolumeGrid
 from bids_mllm.simulate.compare import compare_with_truth, conditioning_words, format_findings
 
 MODELS = {"motionenergy": "motionenergy", "melspectrogram": "melspectrogram", "model": "tiny"}
@@ -51,6 +52,7 @@ def write_results(folder, *, right=10, silent=0.0, planted=0.5, vain=1):
     """
     name = MapName("01", "life", "MNI")
     mask = np.ones((N_EACH, 4, 1), dtype=bool)
+    place = (mask.ravel(), VolumeGrid(mask.shape, np.eye(4)))
     for number, model in enumerate(MODELS.values()):
         r = np.full(mask.shape, 0.1)
         r[:right, number] = 0.5
@@ -61,15 +63,15 @@ def write_results(folder, *, right=10, silent=0.0, planted=0.5, vain=1):
             "Conditions": ["generatedAR", "generatedVU"] if instructed else ["stimulus"],
             "Layers": [0, 1] if instructed else [0],
         }
-        write_map(name.path(folder, model=model, stat="r", desc="best"), r[mask], mask, np.eye(4), sidecar)
+        write_map(name.path(folder, model=model, stat="r", desc="best"), r[mask], *place, sidecar)
         q = np.ones(mask.shape)
         q[:, number] = 0.01
         q[:vain, 3] = 0.05
-        write_map(name.path(folder, model=model, stat="q", desc="best"), q[mask], mask, np.eye(4), sidecar)
+        write_map(name.path(folder, model=model, stat="q", desc="best"), q[mask], *place, sidecar)
         for condition in sidecar["Conditions"] if instructed else ():
             layers = np.full((2, mask.sum()), 0.3)
             layers[1] = planted if condition == "generatedAR" else 0.4
-            write_map(name.path(folder, model=model, stat="r", desc=condition), layers, mask, np.eye(4), sidecar)
+            write_map(name.path(folder, model=model, stat="r", desc=condition), layers, *place, sidecar)
 
 
 def found(tmp_path, **options):
