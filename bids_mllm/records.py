@@ -57,7 +57,7 @@ class Run:
     `showings_rule` names the rule by which the events became showings. On surfaces `bold` is the left hemisphere and
     `bold_right` the right one. `segmentation` is the label of the parcels of a table, `dataset` the series within an
     HDF5 file. `derivative` is the name of the derivative data set that `bold` lies in; `denoised` tells that confounds
-    were removed there.
+    were removed there. `missing` is a file that is named but not here, a link to content that was not fetched.
     """
 
     participant: str
@@ -83,6 +83,7 @@ class Run:
     dataset: str | None = None
     derivative: str = "fmriprep"
     denoised: bool = False
+    missing: Path | None = None
 
     @property
     def place(self) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 #: Entities that say how a file was derived, not which run it belongs to.
-DERIVATIVE_ENTITIES = frozenset({"space", "res", "den", "desc", "echo", "part", "hemi"})
+DERIVATIVE_ENTITIES = frozenset(
+    {"space", "res", "den", "desc", "echo", "part", "hemi", "seg", "atlas", "stat", "parcel", "scale"}
+)
 
 
 @dataclass(frozen=True)
