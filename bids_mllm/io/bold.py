@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_mllm.exceptions import InputDataError
+from bids_mllm.io.cleaning import clean_in_place, cosine_drifts
 from bids_mllm.io.confounds import load_confounds
 from bids_mllm.io.files import atomic_path
 from bids_mllm.io.grids import Grid, same_grid
@@ -79,9 +80,9 @@ def clean_run(
     high_pass: float,
     non_steady_state: int = 0,
 ) -> FloatArray:
-    """Regress confounds and cosine drifts out of one run in one step, by nilearn.
+    """Regress confounds and cosine drifts out of one run in one step.
 
-    The drifts are handed over as regressors: with ``filter="cosine"`` nilearn leaves all of them out as soon as
+    The drifts are regressors like the others: with ``filter="cosine"`` nilearn leaves all of them out as soon as
     one confound, such as a slow movement, correlates above 0.9 with one of them.
 
     Parameters
@@ -93,29 +94,11 @@ def clean_run(
     non_steady_state
         First volumes that take no part in the regression; they come out as NaN.
     """
-    from nilearn.signal import clean
-
-    kept = slice(non_steady_state, None)
-    drifts = _cosine_drifts(len(series), repetition_time=repetition_time, high_pass=high_pass)
+    drifts = cosine_drifts(len(series), repetition_time=repetition_time, high_pass=high_pass)
     regressors = drifts if confounds is None else np.hstack([drifts, confounds])
-    centred = series[kept] - series[kept].mean(axis=0, dtype=np.float64)
-    if regressors.shape[1]:
-        centred = clean(centred, detrend=False, standardize=None, confounds=regressors[kept], filter=False)
-    cleaned = np.full(series.shape, np.nan, dtype=np.float32)
-    cleaned[kept] = centred
+    cleaned = np.array(series, dtype=np.float32)
+    clean_in_place(cleaned, regressors, non_steady_state=non_steady_state)
     return cleaned
-
-
-def _cosine_drifts(n_volumes: int, *, repetition_time: float, high_pass: float) -> FloatArray:
-    """Nilearn's cosine drifts without the constant, shape (n_volumes, n_drifts)."""
-    from nilearn.glm.first_level import make_first_level_design_matrix
-
-    if high_pass == 0:
-        return np.empty((n_volumes, 0))
-    frame_times = np.arange(n_volumes) * repetition_time
-    design = make_first_level_design_matrix(frame_times, drift_model="cosine", high_pass=high_pass)
-    drifts: FloatArray = design.drop(columns="constant").to_numpy(dtype=np.float64)
-    return drifts
 
 
 def prepare_runs(runs: Sequence[Run], out: Path, *, strategy: str, high_pass: float) -> Prepared:
