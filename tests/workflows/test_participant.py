@@ -123,20 +123,20 @@ def test_layer_maps_and_index_maps_agree_with_the_chosen_maps(finished):
     conditions = result.sidecar()["Conditions"]
     layers, _ = result.map("bestlayer", None)
     numbers, _ = result.map("bestcondition", None)
-    cv = np.stack([result.map("cvr2", condition)[0] for condition in conditions], axis=3)
-    scores = np.stack([result.map("r", condition)[0] for condition in conditions], axis=3)
-    inside = np.argwhere(np.isfinite(best))
+    cv = np.stack([result.map("cvr2", condition)[0] for condition in conditions])
+    scores = np.stack([result.map("r", condition)[0] for condition in conditions])
+    inside = np.flatnonzero(np.isfinite(best))
     assert len(inside) > 500
-    for place in map(tuple, inside[::50]):
-        condition, layer = np.unravel_index(np.nanargmax(cv[place]), cv[place].shape)
+    for place in inside[::50]:
+        condition, layer = np.unravel_index(np.nanargmax(cv[..., place]), cv.shape[:2])
         assert (numbers[place], layers[place]) == (condition, layer)
-        np.testing.assert_allclose(best[place], scores[place][condition, layer], atol=1e-6)
+        np.testing.assert_allclose(best[place], scores[condition, layer, place], atol=1e-6)
 
 
 def test_roi_table_is_the_mean_of_the_map(finished, study):
     out, _ = finished
     rows = read_tsv(next((out / "sub-02/func").glob("*model-melspectrogram_stat-scores_statmap.tsv")))
-    labels = np.asarray(nib.load(study / "sourcedata/truth/atlas-planted_dseg.nii.gz").dataobj)
+    labels = np.asarray(nib.load(study / "sourcedata/truth/atlas-planted_dseg.nii.gz").dataobj).ravel()
     result = next(r for r in find_results(out, ["02"]) if r.model == "melspectrogram")
     best, _ = result.map("r", "best")
     for row in (r for r in rows if r["condition"] == "best"):
@@ -150,7 +150,7 @@ def test_group_map_is_the_mean_and_the_table_holds_everyone(finished):
         next(r for r in find_results(out, [p]) if r.model == "motionenergy").map("r", "best")[0] for p in ("01", "02")
     ]
     path = next((out / "group/func").glob("*model-motionenergy_stat-r_desc-best_statmap.nii.gz"))
-    mean = np.asarray(nib.load(path).dataobj)
+    mean = np.asarray(nib.load(path).dataobj).ravel()
     both = np.isfinite(single[0]) & np.isfinite(single[1])
     np.testing.assert_allclose(mean[both], (single[0][both] + single[1][both]) / 2, atol=1e-6)
     rows = read_tsv(next((out / "group/func").glob("*atlas-planted_stat-scores_statmap.tsv")))
