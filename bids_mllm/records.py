@@ -38,6 +38,8 @@ class Showing:
         Seconds of playback on the run's clock, or None where the events do not say.
     rate
         Seconds of the stimulus that pass in one second of the run; 1 unless the clocks drift.
+    residual
+        Largest distance in seconds of single frames from that line, where the events give every frame.
     """
 
     stim_file: str
@@ -45,6 +47,7 @@ class Showing:
     media_onset: float = 0.0
     duration: float | None = None
     rate: float = 1.0
+    residual: float | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,9 @@ def showings_from_rows(
     -----
     A file named in one row plays once. Named in several rows, in this order: an explicit column says
     where in the media each row starts; or the media is as long as the span of the rows, and they mark
-    parts of one continuous playback; or each row is as long as the media, and it was shown again.
+    parts of one continuous playback; or each row is as long as the media, and it was shown again. Where the
+    last row does not say how long it lasts, the rows mark parts of one playback when all of them start and end
+    before the media would.
 
     Raises
     ------
@@ -79,6 +81,8 @@ def _showings_of_one(rows: Sequence[Row], media_duration: float | None, source: 
     span = _span(rows)
     if _match(span, media_duration):
         return [Showing(last.stim_file, rows[0].onset, 0.0, span)], "one continuous playback"
+    if last.duration is None and _fits_before_the_end(rows, media_duration):
+        return [Showing(last.stim_file, rows[0].onset, 0.0, None)], "one continuous playback"
     if all(_match(row.duration, media_duration) for row in rows):
         return [Showing(r.stim_file, r.onset, 0.0, r.duration) for r in rows], "separate showings"
     whole = "for an unknown time" if span is None else f"{span:.2f} s"
@@ -92,9 +96,18 @@ def _showings_of_one(rows: Sequence[Row], media_duration: float | None, source: 
 
 
 def _span(rows: Sequence[Row]) -> float | None:
-    """Seconds from the first onset to the last end; None where a row does not say when it ends."""
-    ends = [row.onset + row.duration for row in rows if row.duration is not None]
-    return max(ends) - rows[0].onset if len(ends) == len(rows) else None
+    """Seconds from the first onset to the last end; None where the last row does not say when it ends."""
+    if rows[-1].duration is None:
+        return None
+    return max(row.onset + row.duration for row in rows if row.duration is not None) - rows[0].onset
+
+
+def _fits_before_the_end(rows: Sequence[Row], media_duration: float | None) -> bool:
+    """Whether every row starts within the media as it plays from the first, and no row is a showing of its own."""
+    if media_duration is None or any(_match(row.duration, media_duration) for row in rows):
+        return False
+    ends = [row.onset + (row.duration or 0.0) for row in rows]
+    return max(ends) - rows[0].onset < media_duration
 
 
 def _match(seconds: float | None, media_duration: float | None) -> bool:

@@ -1,14 +1,18 @@
 """One window of the stimulus for each volume: the only place where seconds become indices."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
+from bids_mllm.align.report import alignment_report
 from bids_mllm.records import BoolArray, FloatArray, Run, Showing, TRWindows, WindowGrid, WindowPosition
 
 #: Edges closer than this count as equal (seconds); floats of an hour are exact to 1e-12.
 EDGE_TOLERANCE = 1e-6
+#: Seconds by which a window may be longer or shorter on the clock of the stimulus than on the run's.
+LENGTH_TOLERANCE = 1e-3
+#: Share of the window that lies before the instant that its position names.
+ANCHORS = {"end": 1.0, "center": 0.5, "start": 0.0}
 
 
 def volume_times(n_volumes: int, *, repetition_time: float, start_time: float) -> FloatArray:
@@ -53,37 +57,61 @@ def align_run(
     position
         See `window_starts`.
     """
-    length = run.repetition_time if window is None else window
-    times = volume_times(run.n_volumes, repetition_time=run.repetition_time, start_time=run.start_time)
-    starts = window_starts(times, repetition_time=run.repetition_time, window=length, position=position)
+    window = run.repetition_time if window is None else window
     showing_of = np.full(run.n_volumes, -1)
     index_of = np.full(run.n_volumes, -1)
     media_start = np.full(run.n_volumes, np.nan)
+    media_end = np.full(run.n_volumes, np.nan)
     grids = []
     for number, showing in enumerate(run.showings):
-        on_media = starts - showing.run_onset + showing.media_onset
-        grid = _grid(on_media, step=run.repetition_time, length=length, duration=media_durations[showing.stim_file])
+        duration = media_durations[showing.stim_file]
+        length = _length(window, showing.rate)
+        on_media = _on_media(run, showing, window=window, length=length, position=position)
+        grid = _grid(on_media, step=run.repetition_time * showing.rate, length=length, duration=duration)
         grids.append(grid)
-        inside = _inside(on_media, length, showing, media_durations[showing.stim_file]) & (showing_of < 0)
+        inside = _inside(on_media, length, showing, duration) & (showing_of < 0)
         showing_of[inside] = number
         index_of[inside] = np.rint((on_media[inside] - grid.origin) / grid.step).astype(int)
         media_start[inside] = on_media[inside]
+        media_end[inside] = on_media[inside] + length
     return TRWindows(
         run_label=run.label,
         showing=showing_of,
         index=index_of,
         start=media_start,
-        end=media_start + length,
+        end=media_end,
         stim_files=tuple(showing.stim_file for showing in run.showings),
         grids=tuple(grids),
-        report=_report(run, showing_of >= 0, media_durations, window=length, position=position),
+        report=alignment_report(run, showing_of >= 0, media_durations, window=window, position=position),
     )
+
+
+def _length(window: float, rate: float) -> float:
+    """Seconds of the stimulus in a window; exactly `window` while the drift within it is less than a millisecond, so
+    that runs of slightly different clocks share the reading of the film.
+    """
+    return window if abs(rate - 1) * window < LENGTH_TOLERANCE else window * rate
+
+
+def _on_media(run: Run, showing: Showing, *, window: float, length: float, position: str) -> FloatArray:
+    """Seconds on the stimulus clock at which the window of each volume starts.
+
+    The instant that `position` names, the end, the middle or the start of the window, is carried from the run's
+    clock to that of the stimulus.
+    """
+    times = volume_times(run.n_volumes, repetition_time=run.repetition_time, start_time=run.start_time)
+    starts = window_starts(times, repetition_time=run.repetition_time, window=window, position=position)
+    if showing.rate == 1.0:
+        return starts - showing.run_onset + showing.media_onset
+    share = ANCHORS[position]
+    anchors = starts + share * window
+    return showing.media_onset + (anchors - showing.run_onset) * showing.rate - share * length
 
 
 def _inside(on_media: FloatArray, length: float, showing: Showing, duration: float) -> BoolArray:
     last = duration
     if showing.duration is not None:
-        last = min(last, showing.media_onset + showing.duration)
+        last = min(last, showing.media_onset + showing.duration * showing.rate)
     first = max(0.0, showing.media_onset)
     return (on_media >= first - EDGE_TOLERANCE) & (on_media + length <= last + EDGE_TOLERANCE)
 
@@ -108,56 +136,3 @@ def grid_for_duration(grid: WindowGrid, duration: float) -> WindowGrid:
     """Return `grid` extended or cut to what a stream of `duration` seconds holds; rows keep their index."""
     n_windows = _n_windows(grid.origin, step=grid.step, length=grid.length, duration=duration)
     return WindowGrid(grid.origin, grid.step, grid.length, n_windows)
-
-
-def _report(
-    run: Run, valid: BoolArray, media_durations: Mapping[str, float], *, window: float, position: str
-) -> dict[str, Any]:
-    """Facts about the alignment of one run, as plain JSON values."""
-    rows = np.flatnonzero(valid)
-    n_before = int(rows[0]) if rows.size else run.n_volumes
-    n_after = int(run.n_volumes - 1 - rows[-1]) if rows.size else 0
-    bold_duration = run.n_volumes * run.repetition_time
-    shown = _shown_seconds(run.showings, media_durations)
-    return {
-        "run": run.label,
-        "rule": run.showings_rule,
-        "repetition_time": run.repetition_time,
-        "start_time": run.start_time,
-        "n_volumes": run.n_volumes,
-        "bold_duration": round(bold_duration, 3),
-        "window": window,
-        "window_position": position,
-        "stimuli": [
-            {
-                "stim_file": showing.stim_file,
-                "run_onset": showing.run_onset,
-                "media_onset": showing.media_onset,
-                "row_duration": showing.duration,
-                "media_duration": round(media_durations[showing.stim_file], 3),
-            }
-            for showing in run.showings
-        ],
-        "n_windows": int(valid.sum()),
-        "n_masked_before": n_before,
-        "n_masked_after": n_after,
-        "n_masked_between": int(run.n_volumes - valid.sum()) - n_before - n_after,
-        "film_minus_bold_seconds": round(shown - bold_duration, 3),
-        "unexplained_seconds": _unexplained(run.showings, media_durations),
-    }
-
-
-def _shown_seconds(showings: Sequence[Showing], media_durations: Mapping[str, float]) -> float:
-    ends = [
-        s.run_onset + (media_durations[s.stim_file] - s.media_onset if s.duration is None else s.duration)
-        for s in showings
-    ]
-    return max(ends, default=0.0)
-
-
-def _unexplained(showings: Sequence[Showing], media_durations: Mapping[str, float]) -> float:
-    """Seconds by which the rows' durations and the media's differ, summed over playbacks."""
-    differences = [
-        abs(media_durations[s.stim_file] - s.media_onset - s.duration) for s in showings if s.duration is not None
-    ]
-    return round(float(sum(differences)), 3)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_mllm.discover.events import find_events, read_events
+from bids_mllm.discover.events import find_events, read_events, read_frames
 from bids_mllm.discover.names import FolderIndex, parse_name, read_json
 from bids_mllm.discover.stimulus_map import mapped_showings, read_stimulus_map
 from bids_mllm.exceptions import InputDataError, UsageError
@@ -127,13 +127,16 @@ def test_negative_onsets_are_legal(tmp_path):
     assert read_events(write_events(tmp_path, "onset\tduration\tstim_file\n-4.5\t10\ta.mkv\n"))[0].onset == -4.5
 
 
-@pytest.mark.parametrize("column", ["stim_onset", "media_onset"])
+@pytest.mark.parametrize(
+    "column",
+    ["stim_onset", "media_onset", "stimulus_onset", "stim_file_onset", "movie_onset", "video_onset", "audio_onset"],
+)
 def test_a_column_says_where_in_the_media_a_row_starts(tmp_path, column):
     path = write_events(tmp_path, f"onset\tduration\tstim_file\t{column}\n5\t10\ta.mkv\t60.25\n20\t5\ta.mkv\tn/a\n")
     assert [row.media_onset for row in read_events(path)] == [60.25, None]
 
 
-@pytest.mark.parametrize("bad", ["1,5", "n/a", "", "nan", "inf", "five"])
+@pytest.mark.parametrize("bad", ["1,5", "", "nan", "inf", "five"])
 def test_an_onset_that_is_no_number_names_file_line_and_text(tmp_path, bad):
     path = write_events(tmp_path, f"onset\tduration\tstim_file\n0\t1\ta.mkv\n{bad}\t3\ta.mkv\n")
     with pytest.raises(InputDataError) as caught:
@@ -142,10 +145,68 @@ def test_an_onset_that_is_no_number_names_file_line_and_text(tmp_path, bad):
     assert f"line 3: onset is {bad!r}" in str(caught.value)
 
 
-def test_a_comma_in_a_duration_is_named_too(tmp_path):
-    path = write_events(tmp_path, "onset\tduration\tstim_file\n0\t603,07\ta.mkv\n")
-    with pytest.raises(InputDataError, match=r"line 2: duration is '603,07'.*with a point"):
+@pytest.mark.parametrize(
+    ("text", "example"),
+    [("603,07", "603.07"), ("-1,5", "-1.5"), ("1.234,5", "12.5"), ("five", "12.5")],
+)
+def test_a_comma_names_file_line_column_and_what_to_write(tmp_path, text, example):
+    path = write_events(tmp_path, f"onset\tduration\tstim_file\n0\t{text}\ta.mkv\n")
+    with pytest.raises(InputDataError) as caught:
         read_events(path)
+    assert str(caught.value) == (
+        f"{path}, line 2: duration is '{text}', but must be a number of seconds with a point (such as {example}); "
+        "correct the file."
+    )
+
+
+def test_rows_without_an_onset_and_rows_that_repeat_another_are_passed_over(tmp_path):
+    path = write_events(
+        tmp_path,
+        "onset\tduration\tstim_file\tnote\nn/a\t13\ta.wav\tx\n5\t13\ta.wav\ty\n5.0\t13.0\ta.wav\tz\n5\t14\ta.wav\t\n",
+    )
+    assert [(row.onset, row.duration) for row in read_events(path)] == [(5.0, 13.0), (5.0, 14.0)]
+
+
+@pytest.mark.parametrize("column", ["stim_onset", "stimulus_onset"])
+def test_a_column_that_repeats_the_onset_is_no_time_in_the_media(tmp_path, column):
+    path = write_events(tmp_path, f"onset\tduration\tstim_file\t{column}\n5\t10\ta.mkv\t5\n20\t5\ta.mkv\t20\n")
+    with pytest.raises(InputDataError, match=rf"column {column} of .* repeats the column onset.*media_onset"):
+        read_events(path)
+    start = write_events(tmp_path, f"onset\tduration\tstim_file\t{column}\n0\t10\ta.mkv\t0\n")
+    assert read_events(start)[0].media_onset == 0.0
+
+
+FRAMES = "onset\tduration\tframeidx\tvideotime\taudiotime\tlasttrigger\n"
+
+
+def test_frames_are_read_in_order_and_broken_rows_passed_over(tmp_path):
+    rows = "0.061\t0.040\t2\t40.0\t0\t0\n0.021\tn/a\t1\t0.0\t0\t0\nn/a\t1\t3\t80\t0\t0\n0.101\t0.04\t3\tn/a\t0\t0\n"
+    path = write_events(tmp_path, FRAMES + rows + "0.061\t0.040\t2\t40.0\t0\t0\n")
+    (film,) = read_frames(path)
+    assert film.stim_file == ""
+    assert film.onset.tolist() == [0.021, 0.061]
+    assert film.frame_index.tolist() == [1, 2]
+    assert film.video_time.tolist() == [0.0, 40.0]
+    assert [str(seconds) for seconds in film.duration] == ["nan", "0.04"]
+
+
+def test_frames_of_several_films_are_told_apart(tmp_path):
+    header = "onset\tframeidx\tvideotime\tstim_file\n"
+    path = write_events(tmp_path, header + "0\t0\t0\ta.mkv\n1\t0\t0\tb.mkv\n2\t1\t2\tn/a\n0.04\t1\t0.04\ta.mkv\n")
+    assert [(film.stim_file, film.onset.tolist()) for film in read_frames(path)] == [
+        ("a.mkv", [0.0, 0.04]),
+        ("b.mkv", [1.0]),
+    ]
+
+
+def test_events_of_stimuli_hold_no_frames(tmp_path):
+    assert read_frames(write_events(tmp_path, "onset\tduration\tstim_file\n0\t1\ta.mkv\n")) == ()
+
+
+def test_a_comma_in_the_time_of_a_frame(tmp_path):
+    path = write_events(tmp_path, FRAMES + "0,021\t0.040\t1\t0.0\t0\t0\n")
+    with pytest.raises(InputDataError, match=r"line 2: onset is '0,021'.*such as 0.021"):
+        read_frames(path)
 
 
 def test_missing_columns_are_named(tmp_path):
