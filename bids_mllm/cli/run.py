@@ -90,6 +90,7 @@ def _participant(settings: Settings) -> int:
         from bids_mllm.cli.dry_run import estimates, run_table
 
         plan = _built(partial(plan_study, settings, only_list=True))
+        _tell_dropped(plan)
         sys.stdout.write(run_table(plan) + "\n")
         sys.stderr.write(estimates(plan) + "\n")
         return OK
@@ -98,8 +99,7 @@ def _participant(settings: Settings) -> int:
         settings.nprocs, settings.omp_nthreads, settings.mem_mb / 1024, resolve_device(settings.device),
     )  # fmt: skip
     plan = _built(partial(plan_study, settings))
-    for drop in plan.dropped:
-        logger.warning("sub-%s %s is left out: %s", drop.participant, drop.label, drop.reason)
+    _tell_dropped(plan)
     from bids_mllm.io.derivatives import write_dataset_files
     from bids_mllm.workflows.facts import dataset_facts
     from bids_mllm.workflows.reports import write_citations
@@ -109,6 +109,11 @@ def _participant(settings: Settings) -> int:
     if settings.boilerplate_only:
         return OK
     return _run_participants(settings, plan)
+
+
+def _tell_dropped(plan: "StudyPlan") -> None:
+    for drop in plan.dropped:
+        logger.warning("sub-%s %s is left out: %s", drop.participant, drop.label, drop.reason)
 
 
 def _built(make: Callable[[], T]) -> T:

@@ -27,11 +27,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class Clocks:
-    """Where the timing of the runs of one derivative is read from."""
+    """Where the timing of the runs of one derivative is read from; `main_dir` is the root of the derivative that it may
+    have been made of.
+    """
 
     bids_dir: Path
     derivative_dir: Path
     folders: FolderIndex
+    main_dir: Path | None = None
 
     def clock(self, bold: BidsName, header_tr: float = 0.0) -> Clock:
         """Return the clock of a preprocessed series of any form.
@@ -57,7 +60,8 @@ class Clocks:
         """Return what is known of the timing of a series: the raw sidecars first, then its own.
 
         Where these do not say the RepetitionTime, or not which instant of a TR a volume stands for, a sidecar of the
-        same run in another space does, since all spaces of a run are made from one series.
+        same run in another space does, since all spaces of a run are made from one series; at last one of the main
+        derivative.
         """
         merged: dict[str, Any] = {}
         for name in self._raw(bold):
@@ -70,10 +74,8 @@ class Clocks:
         return merged
 
     def _raw(self, bold: BidsName) -> tuple[BidsName, ...]:
-        folder = self.bids_dir / f"sub-{bold.entities['sub']}"
-        if "ses" in bold.entities:
-            folder /= f"ses-{bold.entities['ses']}"
-        return self.folders.inherited(self.bids_dir, folder / "func", bold.entities, suffix="bold", extension=".json")
+        folder = _func_folder(self.bids_dir, bold)
+        return self.folders.inherited(self.bids_dir, folder, bold.entities, suffix="bold", extension=".json")
 
     def _own(self, bold: BidsName) -> tuple[BidsName, ...]:
         """Sidecars of the series; ``_bold.dtseries.nii`` may have ``_bold.json`` or ``_bold.dtseries.json``."""
@@ -88,7 +90,10 @@ class Clocks:
     def _siblings(self, bold: BidsName, wanted: Sequence[Sequence[str]]) -> dict[str, Any]:
         """Take each set of keys from the first sidecar of the run in the folder that has one of them."""
         found: dict[str, Any] = {}
-        for name in self.folders.names(bold.path.parent):
+        names = list(self.folders.names(bold.path.parent))
+        if self.main_dir is not None and self.main_dir != self.derivative_dir:
+            names += self.folders.names(_func_folder(self.main_dir, bold))
+        for name in names:
             of_series = name.suffix in (bold.suffix, "bold") and name.extension.endswith(".json")
             if not of_series or name.run_key != bold.run_key:
                 continue
@@ -97,6 +102,11 @@ class Clocks:
                 if not set(keys) & set(found):
                     found |= {key: content[key] for key in keys if content.get(key) is not None}
         return found
+
+
+def _func_folder(root: Path, bold: BidsName) -> Path:
+    session = [f"ses-{bold.entities['ses']}"] if "ses" in bold.entities else []
+    return root.joinpath(f"sub-{bold.entities['sub']}", *session, "func")
 
 
 def _repetition_time(bold: Path, sidecar: Mapping[str, Any], header_tr: float) -> float:

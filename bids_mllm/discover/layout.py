@@ -2,12 +2,25 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bids_mllm.discover.names import read_json
 from bids_mllm.exceptions import InputDataError, UsageError
+
+#: Folders of a participant that hold no series.
+OTHER_FOLDERS = ("logs?", "figures", "anat", "dwi", "fmap", "sourcedata", "code", "work", "xfm")
+#: Ends of the names of the files that are looked for, as patterns.
+FILES = (
+    r"_bold\.nii(?:\.gz)?", r"_desc-brain_mask\.nii(?:\.gz)?", r"_bold\.dtseries\.nii", r"_bold\.func\.gii",
+    r"_(?:bold|timeseries)\.ptseries\.nii", r"_(?:bold|timeseries)\.h5", r"_(?:timeseries|regressors)\.tsv",
+)  # fmt: skip
+#: Lower-case names of software that makes the main derivative.
+FMRIPREP = ("fmriprep",)
+#: The same of software whose series are without confounds.
+DENOISERS = ("xcp_d", "xcp-d", "xcpd", "xcp")
 
 
 def check_raw_dataset(bids_dir: Path) -> None:
@@ -21,18 +34,34 @@ def check_raw_dataset(bids_dir: Path) -> None:
         )
 
 
-def find_fmriprep(bids_dir: Path, derivatives: Mapping[str, Path]) -> Path:
-    """Return the root of the fMRIPrep derivative.
+def find_derivatives(bids_dir: Path, derivatives: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the roots of the derivatives to search by name, the main one first.
 
-    It is the one named ``fmriprep`` in `derivatives`, else the only one there, else the one derivative
-    under ``bids_dir/derivatives`` whose GeneratedBy names fMRIPrep.
+    The main one is that named ``fmriprep`` in `derivatives`, else the one there whose GeneratedBy names fMRIPrep first,
+    else the first one there. Where none is given, it is the one such derivative under ``bids_dir/derivatives``.
     """
-    if "fmriprep" in derivatives:
-        return _existing(derivatives["fmriprep"])
-    if len(derivatives) == 1:
-        return _existing(next(iter(derivatives.values())))
-    candidates = list(derivatives.values()) or _folders(bids_dir / "derivatives")
-    found = [path for path in candidates if _made_by_fmriprep(path)]
+    for path in derivatives.values():
+        if not path.is_dir():
+            raise UsageError(
+                f"The derivative folder {path} does not exist; give the root of a preprocessed data set with "
+                "--derivatives NAME=PATH, such as fmriprep=PATH."
+            )
+    main = "fmriprep" if "fmriprep" in derivatives else _main_name(derivatives)
+    if main is not None:
+        return {main: derivatives[main], **derivatives}
+    return {"fmriprep": _only_fmriprep(bids_dir / "derivatives")}
+
+
+def _main_name(derivatives: Mapping[str, Path]) -> str | None:
+    found = [name for name, path in derivatives.items() if _is_main(path)]
+    if len(found) > 1:
+        names = ", ".join(str(derivatives[name]) for name in found)
+        raise UsageError(f"More than one fMRIPrep derivative was given ({names}); give the main one the name fmriprep.")
+    return next(iter([*found, *derivatives]), None)
+
+
+def _only_fmriprep(parent: Path) -> Path:
+    found = [path for path in _folders(parent) if _is_main(path)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -41,18 +70,8 @@ def find_fmriprep(bids_dir: Path, derivatives: Mapping[str, Path]) -> Path:
             f"More than one fMRIPrep derivative was found ({names}); choose one with --derivatives fmriprep=PATH."
         )
     raise UsageError(
-        f"No fMRIPrep derivative was found under {bids_dir / 'derivatives'}; name its folder with "
-        "--derivatives fmriprep=PATH."
+        f"No fMRIPrep derivative was found under {parent}; name its folder with --derivatives fmriprep=PATH."
     )
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_dir():
-        raise UsageError(
-            f"The derivative folder {path} does not exist; give the root of an fMRIPrep output with "
-            "--derivatives fmriprep=PATH."
-        )
-    return path
 
 
 def _folders(parent: Path) -> list[Path]:
@@ -66,34 +85,55 @@ def generated_by(path: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)]
 
 
-def _made_by_fmriprep(path: Path) -> bool:
-    return any(str(entry.get("Name", "")).lower() == "fmriprep" for entry in generated_by(path))
+def _made_by(path: Path, names: Collection[str]) -> bool:
+    return any(str(entry.get("Name", "")).lower() in names for entry in generated_by(path))
 
 
-def choose_participants(fmriprep_dir: Path, labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the participants to process, all there are when `labels` is empty.
+def _is_main(path: Path) -> bool:
+    """Whether fMRIPrep made a data set, and nothing that removes confounds came after."""
+    return _made_by(path, FMRIPREP) and not _made_by(path, DENOISERS)
+
+
+def choose_participants(roots: Sequence[Path], labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the participants to process, all that any of the derivatives has when `labels` is empty.
 
     Raises
     ------
     UsageError
         When a label is unknown; lists the missing and the available ones.
     """
-    available = tuple(p.name.removeprefix("sub-") for p in _folders(fmriprep_dir) if p.name.startswith("sub-"))
+    names = {path.name for root in roots for path in _folders(root) if path.name.startswith("sub-")}
+    available = tuple(sorted(name.removeprefix("sub-") for name in names))
+    where = ", ".join(map(str, roots))
     if not available:
         raise InputDataError(
-            f"{fmriprep_dir} holds no sub-* folder; give the root of an fMRIPrep output with "
-            "--derivatives fmriprep=PATH."
+            f"{where} holds no sub-* folder; give the root of an fMRIPrep output with --derivatives fmriprep=PATH."
         )
     missing = [label for label in labels if label not in available]
     if missing:
         raise UsageError(
-            f"Participants not found in {fmriprep_dir}: {', '.join(missing)}; available are {', '.join(available)}."
+            f"Participants not found in {where}: {', '.join(missing)}; available are {', '.join(available)}."
         )
     return tuple(labels) or available
 
 
-def index_derivative(fmriprep_dir: Path, participants: Sequence[str], *, database_dir: Path | None = None) -> Any:
-    """Return a PyBIDS layout of the functional files, without metadata.
+@dataclass(frozen=True)
+class Derivative:
+    """A derivative data set: its name (the key of ``--derivatives``), its root and its PyBIDS index.
+
+    `denoised` tells that confounds were removed from all its series.
+    """
+
+    name: str
+    root: Path
+    layout: Any
+    denoised: bool = False
+
+
+def index_derivative(
+    name: str, root: Path, participants: Sequence[str], *, database_dir: Path | None = None
+) -> Derivative:
+    """Index the series of a derivative, their masks and confounds with PyBIDS, without metadata.
 
     Without `database_dir` only the folders of `participants` are read; with it the whole derivative is
     indexed once and the index is reused.
@@ -101,25 +141,35 @@ def index_derivative(fmriprep_dir: Path, participants: Sequence[str], *, databas
     from bids import BIDSLayout, BIDSLayoutIndexer
 
     database = None
-    wanted = "|".join(re.escape(label) for label in participants)
-    ignore = [re.compile(r"(^|/)(logs?|figures|anat|sourcedata|code|work|xfm)(/|$)"), re.compile(r"\.html$")]
-    if database_dir is None:
-        ignore.append(re.compile(rf"(^|/)sub-(?!(?:{wanted})(?:[/_]|$))[0-9a-zA-Z+]+"))
-    else:
-        database = database_dir / "fmriprep"
+    if database_dir is not None:
+        database = database_dir / name
         database_dir.mkdir(parents=True, exist_ok=True)
+    ignore = [_all_but(participants if database is None else ())]
+    # Shared parcel series, such as those of Algonauts 2025, come in folders without a description.
+    described = (root / "dataset_description.json").is_file()
     try:
-        return BIDSLayout(
-            fmriprep_dir,
+        layout = BIDSLayout(
+            root,
             validate=False,
-            is_derivative=True,
+            is_derivative=described,
+            config=["bids", "derivatives"],
             database_path=database,
             indexer=BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=ignore),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputDataError(
-            f"PyBIDS cannot index {fmriprep_dir} ({error}); check its dataset_description.json."
-        ) from error
+        raise InputDataError(f"PyBIDS cannot index {root} ({error}); check its dataset_description.json.") from error
+    return Derivative(name, root, layout, denoised=_made_by(root, DENOISERS))
+
+
+def _all_but(participants: Sequence[str]) -> re.Pattern[str]:
+    """Return what PyBIDS need not look into: all but the functional files that matter, of all participants if none is
+    given.
+
+    PyBIDS takes about half a millisecond a file, and a derivative of 12,000 files has a tenth of these.
+    """
+    labels = "|".join(map(re.escape, participants)) or "[0-9a-zA-Z+]+"
+    folder = rf"/(?!(?:{'|'.join(OTHER_FOLDERS)})(?:/|$))[^/.]+"
+    return re.compile(rf"^(?!/sub-(?:{labels})(?:{folder})*(?:/sub-[^/]*(?:{'|'.join(FILES)}))?$)")
 
 
 def read_filters(path: Path | None) -> dict[str, dict[str, Any]]:

@@ -2,169 +2,205 @@
 
 import csv
 import logging
-import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from bids_mllm.discover.clocks import Clocks
 from bids_mllm.discover.events import find_events
-from bids_mllm.discover.names import BidsName, FolderIndex, normalise_entities, parse_name
+from bids_mllm.discover.headers import SeriesHeader, hdf5_headers, image_shape, read_header
+from bids_mllm.discover.layout import Derivative
+from bids_mllm.discover.names import BidsName, FolderIndex, normalise_entities
+from bids_mllm.discover.series import RunQuery, Series, check_overlap, find_series, select, select_series
+from bids_mllm.discover.spaces import SpaceQuery, plain_label, segmentation_of, space_words, spaces_by_form
 from bids_mllm.exceptions import InputDataError, UsageError
-from bids_mllm.records import DroppedRun, Run
+from bids_mllm.records import Run
 
 logger = logging.getLogger(__name__)
 
+EMPTY = SeriesHeader(0, 0.0, (), "")
+
 
 @dataclass(frozen=True)
-class RunQuery:
-    """Which runs are asked for; empty tuples mean all."""
+class _Files:
+    """Where the other files of the runs of one derivative are looked for."""
 
-    participants: tuple[str, ...]
-    spaces: tuple[str, ...]
-    sessions: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ()
-    runs: tuple[int, ...] = ()
-    filters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    masks: Mapping[tuple[object, ...], BidsName]
+    confounds: Mapping[tuple[object, ...], BidsName]
+    clocks: Clocks
 
 
-def find_runs(layout: Any, bids_dir: Path, fmriprep_dir: Path, query: RunQuery) -> tuple[Run, ...]:
-    """Return every run that matches, in order of participant, session, task and run.
+def find_runs(derivatives: Sequence[Derivative], bids_dir: Path, query: RunQuery) -> tuple[Run, ...]:
+    """Return every run that matches, in order of participant, place, session, task and run.
 
-    A run whose file is not there (a dangling git-annex link) is returned with ``bold=None`` and no
-    volumes, so that it can be listed.
+    A run whose file is not there (a dangling git-annex link) is returned with ``bold=None`` and no volumes, and with
+    the file in `missing`, so that it can be listed.
+
+    Parameters
+    ----------
+    derivatives
+        The main one first: confounds are looked for beside the series, then there.
+    bids_dir
+        Root of the raw data set.
+    query
 
     Raises
     ------
     UsageError
-        When nothing matches; says what was asked for and what there is.
+        When nothing matches, or two derivatives have the same run; says what was asked for and what there is.
     InputDataError
-        When a mask has another shape than its BOLD, or header and sidecar disagree about the TR.
+        When files of a run do not fit together, or the runs of a participant are on different grids.
     """
+    found = [series for derivative in derivatives for series in find_series(derivative, query)]
+    if not found:
+        raise UsageError(_nothing_matches(derivatives, query))
+    _check_known(derivatives, query, found)
+    check_overlap(found)
     folders = FolderIndex()
-    bolds = _select(layout, query, "bold", suffix="bold", extension=[".nii.gz", ".nii"], space=list(query.spaces))
-    bolds = [name for name in bolds if name.entities.get("desc", "preproc") == "preproc"]
-    if not bolds:
-        raise UsageError(_nothing_matches(layout, query))
-    _check_known(layout, query)
-    masks = _select(layout, query, "mask", suffix="mask", extension=[".nii.gz", ".nii"], desc="brain")
-    confounds = _select(
-        layout, query, "confounds", suffix=["timeseries", "regressors"], extension=".tsv", desc="confounds"
-    )
-    clocks = Clocks(bids_dir, fmriprep_dir, folders)
-    runs = [_make_run(bold, masks, confounds, clocks) for bold in bolds]
-    return tuple(sorted(runs, key=lambda r: (r.participant, r.space, r.session or "", r.task, r.run or 0)))
-
-
-def usable_runs(runs: Sequence[Run]) -> tuple[tuple[Run, ...], tuple[DroppedRun, ...]]:
-    """Split off the runs that cannot be used, each with its reason."""
-    usable, dropped = [], []
-    for run in runs:
-        if run.bold is None:
-            reason = "the BOLD file is not here (a link to content that was not fetched); run datalad get on it"
-            dropped.append(DroppedRun(run.participant, run.label, reason))
-        elif run.mask is not None and not run.mask.exists():
-            reason = f"its mask {run.mask.name} is a link to content that was not fetched; run datalad get on it"
-            dropped.append(DroppedRun(run.participant, run.label, reason))
-        elif not run.showings:
-            reason = run.showings_rule or "no events file applies to it and no --stimulus-map row names it"
-            dropped.append(DroppedRun(run.participant, run.label, reason))
-        else:
-            usable.append(run)
-    return tuple(usable), tuple(dropped)
-
-
-def _select(layout: Any, query: RunQuery, name: str, **entities: Any) -> list[BidsName]:
-    """PyBIDS query with the user's filters, as parsed names."""
-    from bids.layout import Query
-
-    wanted = {
-        "subject": list(query.participants),
-        "session": list(query.sessions) or None,
-        "task": list(query.tasks) or None,
-        "run": list(query.runs) or None,
-    }
-    wanted = {key: value for key, value in wanted.items() if value is not None} | entities
-    for key, value in query.filters.get(name, {}).items():
-        wanted[key] = Query.NONE if value is None else Query.ANY if value == "*" else value
-    paths = layout.get(return_type="filename", invalid_filters="allow", **wanted)
-    root = Path(layout.root)
-    parsed = (parse_name(Path(path)) for path in sorted(paths))
-    found = [name for name in parsed if name is not None]
-    strangers = [name.path for name in found if not name.path.is_relative_to(root)]
-    if strangers:
-        raise UsageError(
-            f"The PyBIDS index names {strangers[0]}, which is not below {root}; it was made of another folder: remove "
-            "it or choose another --bids-database-dir."
+    main = _confounds(derivatives[0], query)
+    files = {}
+    for derivative in derivatives:
+        masks = select(derivative, query, "mask", suffix="mask", extension=[".nii.gz", ".nii"], desc="brain")
+        files[derivative.name] = _Files(
+            {_mask_key(name): name for name in reversed(masks)},
+            main if derivative is derivatives[0] else {**main, **_confounds(derivative, query)},
+            Clocks(bids_dir, derivative.root, folders, main_dir=derivatives[0].root),
         )
-    return found
+    headers = _headers(found)
+    _check_grids(found, headers)
+    runs = [
+        _make_run(series, header, files[series.derivative.name]) for series, header in zip(found, headers, strict=True)
+    ]
+    return tuple(sorted(runs, key=lambda r: (r.participant, r.place, r.session or "", r.task, r.run or 0)))
 
 
-def _check_known(layout: Any, query: RunQuery) -> None:
+def _confounds(derivative: Derivative, query: RunQuery) -> dict[tuple[object, ...], BidsName]:
+    names = select(
+        derivative, query, "confounds", suffix=["timeseries", "regressors"], extension=".tsv", desc="confounds"
+    )
+    return {name.run_key: name for name in reversed(names)}
+
+
+def _check_known(derivatives: Sequence[Derivative], query: RunQuery, found: Sequence[Series]) -> None:
     """Raise a UsageError that lists the labels asked for that no preprocessed BOLD file has, and those there are."""
-    everything = RunQuery(participants=query.participants, spaces=())
-    names = _select(layout, everything, "", suffix="bold", extension=[".nii.gz", ".nii"])
-    asked = {
-        "space": query.spaces,
-        "ses": query.sessions,
-        "task": query.tasks,
-        "run": tuple(str(run) for run in query.runs),
-    }
+    for space in query.spaces:
+        if not any(space.fits(series.name.entities) for series in found):
+            raise UsageError(_nothing_matches(derivatives, RunQuery(query.participants, (space,))))
+    asked = {"ses": query.sessions, "task": query.tasks, "run": tuple(str(run) for run in query.runs)}
     for entity, labels in asked.items():
-        labelled = (name.entities for name in names if entity in name.entities)
-        there = {(normalise_entities(e) | {"space": e.get("space", "")})[entity] for e in labelled}
-        missing = [label for label in labels if label not in there]
+        missing = [label for label in labels if label not in _labels(found, entity)]
         if missing:
+            everything = RunQuery(query.participants, query.spaces)
+            there = _labels([series for one in derivatives for series in find_series(one, everything)], entity)
             raise UsageError(
                 f"No preprocessed BOLD file has {entity} {', '.join(missing)}; there are {', '.join(sorted(there))}."
             )
 
 
-def _nothing_matches(layout: Any, query: RunQuery) -> str:
-    there = {
-        "spaces": layout.get_spaces(suffix="bold") if hasattr(layout, "get_spaces") else [],
-        "tasks": layout.get_tasks(),
-        "sessions": layout.get_sessions(),
-    }
+def _labels(found: Sequence[Series], entity: str) -> set[str]:
+    labels = (normalise_entities(series.name.entities).get(entity) for series in found)
+    return {label for label in labels if label is not None}
+
+
+def _nothing_matches(derivatives: Sequence[Derivative], query: RunQuery) -> str:
+    everything = RunQuery(query.participants, ())
+    names = [name for derivative in derivatives for name in select_series(derivative, everything)]
     asked = {
-        "space": query.spaces,
+        "space": [_asked(space) for space in query.spaces],
         "participant": query.participants,
         "session": query.sessions,
         "task": query.tasks,
         "run": query.runs,
     }
     words = "; ".join(f"{key} {', '.join(map(str, value))}" for key, value in asked.items() if value)
-    found = "; ".join(f"{key} {', '.join(map(str, value)) or 'none'}" for key, value in there.items())
-    return f"No preprocessed NIfTI BOLD file matches {words}; the derivative has {found}."
+    there = {"tasks": "task", "sessions": "ses"}
+    found = [
+        f"{key} {', '.join(sorted({n.entities[e] for n in names if e in n.entities})) or 'none'}"
+        for key, e in there.items()
+    ]
+    roots = ", ".join(str(derivative.root) for derivative in derivatives)
+    return f"No preprocessed BOLD file matches {words}; {roots} has {'; '.join([spaces_by_form(names), *found])}."
 
 
-def _make_run(bold: BidsName, masks: Sequence[BidsName], confounds: Sequence[BidsName], clocks: Clocks) -> Run:
-    present = bold.path.exists()
-    mask = _same_grid(bold, masks)
-    shape, header_tr = _read_header(bold.path) if present else ((0, 0, 0, 0), 0.0)
-    if present and mask is not None and mask.exists():
-        _check_mask(bold.path, shape, mask)
-    clock = clocks.clock(bold, header_tr)
-    confound = next((name.path for name in confounds if name.run_key == bold.run_key), None)
-    run = bold.entities.get("run")
+def _asked(space: SpaceQuery) -> str:
+    entities = {"space": space.space, "res": space.resolution, "den": space.density, "seg": space.segmentation}
+    return space_words({key: value for key, value in entities.items() if value is not None})
+
+
+def _headers(found: Sequence[Series]) -> list[SeriesHeader]:
+    """Read the size of every series that is here."""
+    stores: dict[Path, dict[str, SeriesHeader]] = {}
+    headers = []
+    for series in found:
+        path = series.name.path
+        if _missing(series) is not None:
+            headers.append(EMPTY)
+        elif series.dataset is not None:
+            if path not in stores:
+                stores[path] = hdf5_headers(path)
+            headers.append(stores[path][series.dataset])
+        else:
+            headers.append(read_header(series.form, path, series.right))
+    return headers
+
+
+def _missing(series: Series) -> Path | None:
+    """Return the first file of a series that is a link to content that was not fetched."""
+    paths = (series.name.path, series.right)
+    return next((path for path in paths if path is not None and not path.exists()), None)
+
+
+def _check_grids(found: Sequence[Series], headers: Sequence[SeriesHeader]) -> None:
+    """Refuse a participant whose series in one space have different columns."""
+    first: dict[tuple[object, ...], tuple[Series, SeriesHeader]] = {}
+    for series, header in zip(found, headers, strict=True):
+        if header is EMPTY:
+            continue
+        entities = series.name.entities
+        place = (entities["sub"], space_words({**entities, "res": plain_label(entities.get("res")) or ""}))
+        other, known = first.setdefault(place, (series, header))
+        if known.places != header.places:
+            raise InputDataError(
+                f"{other.name.path} has {known.words} but {series.name.path} has {header.words}"
+                f"{' in another order' if known.words == header.words else ''}; the runs of a participant must be on "
+                "one grid: preprocess them together, or choose some with --bids-filter-file."
+            )
+
+
+def _make_run(series: Series, header: SeriesHeader, files: _Files) -> Run:
+    name, entities = series.name, series.name.entities
+    missing = _missing(series)
+    mask = files.masks.get(_mask_key(name)) if series.form == "volume" else None
+    if missing is None and mask is not None and mask.path.exists():
+        _check_mask(name.path, header, mask.path)
+    confounds = files.confounds.get(name.run_key)
+    clock = files.clocks.clock(name, header.repetition_time)
+    events = find_events(files.clocks.bids_dir, name, files.clocks.folders)
+    events_here = events is None or events.exists()
+    run = plain_label(entities.get("run"))
     return Run(
-        participant=bold.entities["sub"],
-        session=bold.entities.get("ses"),
-        task=bold.entities.get("task", ""),
+        participant=entities["sub"],
+        session=entities.get("ses"),
+        task=entities.get("task", ""),
         run=int(run) if run and run.isdigit() else None,
-        space=bold.entities.get("space", ""),
-        bold=bold.path if present else None,
-        mask=mask,
-        confounds=confound,
+        space=entities.get("space", ""),
+        bold=name.path if missing is None else None,
+        mask=mask.path if mask else None,
+        confounds=confounds.path if confounds else None,
         repetition_time=clock.repetition_time,
         start_time=clock.start_time,
-        n_volumes=shape[3],
-        events=find_events(clocks.bids_dir, bold, clocks.folders),
-        resolution=bold.entities.get("res"),
-        non_steady_state=_non_steady_state(confound),
+        n_volumes=header.n_volumes,
+        events=events if events_here else None,
+        resolution=plain_label(entities.get("res")),
+        non_steady_state=_non_steady_state(confounds.path if confounds else None),
+        form=series.form,
+        bold_right=series.right if missing is None else None,
+        density=entities.get("den"),
+        segmentation=segmentation_of(entities),
+        dataset=series.dataset,
+        derivative=series.derivative.name,
+        denoised=series.derivative.denoised or entities.get("desc") == "denoised" or name.extension == ".h5",
+        missing=missing if events_here else missing or events,
     )
 
 
@@ -183,40 +219,15 @@ def _non_steady_state(confounds: Path | None) -> int:
     return max(flagged, default=0)
 
 
-def _same_grid(bold: BidsName, masks: Sequence[BidsName]) -> Path | None:
-    keys = ("space", "res")
-    for name in masks:
-        same = all(name.entities.get(key) == bold.entities.get(key) for key in keys)
-        if same and name.run_key == bold.run_key:
-            return name.path
-    return None
+def _mask_key(name: BidsName) -> tuple[object, ...]:
+    """Equal for a mask and the series that it is of."""
+    return name.run_key, name.entities.get("space"), plain_label(name.entities.get("res"))
 
 
-def _header(path: Path) -> Any:
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-
-    try:
-        return nib.load(path).header
-    except (ImageFileError, OSError, EOFError, zlib.error) as error:
-        raise InputDataError(f"{path} cannot be read as an image ({error}); fetch or preprocess it again.") from error
-
-
-def _read_header(path: Path) -> tuple[tuple[int, int, int, int], float]:
-    header = _header(path)
-    shape = header.get_data_shape()
-    if len(shape) != 4:
-        raise InputDataError(f"{path} has the shape {shape}; expected a 4-D BOLD series.")
-    zooms = header.get_zooms()
-    unit = header.get_xyzt_units()[1]
-    scale = {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
-    return shape, float(np.round(float(zooms[3]) * scale, 6))
-
-
-def _check_mask(bold: Path, shape: Sequence[int], mask: Path) -> None:
-    mask_shape = _header(mask).get_data_shape()
-    if tuple(mask_shape[:3]) != tuple(shape[:3]):
+def _check_mask(bold: Path, header: SeriesHeader, mask: Path) -> None:
+    shape = image_shape(mask)
+    if shape[:3] != header.places:
         raise InputDataError(
-            f"The mask {mask} has the shape {tuple(mask_shape)} but its BOLD {bold.name} has "
-            f"{tuple(shape[:3])}; both must be on one grid: preprocess the run again or remove the mask."
+            f"The mask {mask} has the shape {shape} but its BOLD {bold.name} has "
+            f"{header.places}; both must be on one grid: preprocess the run again or remove the mask."
         )

@@ -13,7 +13,8 @@ from bids_mllm.discover.names import read_json
 from bids_mllm.interfaces.rows import SEGMENT_OVERLAP, film_of
 from bids_mllm.io.derivatives import film_label, outputs
 from bids_mllm.records import Instruction, ParticipantDesign, Run
-from bids_mllm.workflows.plan import StudyPlan, split_of
+from bids_mllm.workflows.plan import StudyPlan
+from bids_mllm.workflows.sides import split_of
 
 LIBRARIES = (
     "av", "himalaya", "librosa", "nibabel", "nilearn", "nipype", "numpy", "pybids", "pymoten", "safetensors",
@@ -23,6 +24,11 @@ SCALING = (
     "Features and BOLD are z-scored within each run, or within each part of it that an outer fold holds out, on the "
     "training and the held-out side alike; confounds and drifts are removed from the whole run before any cut."
 )
+REPEATS = {
+    "each": "every held-out viewing of a stimulus is scored by itself",
+    "average": "held-out viewings of one stimulus are averaged at common moments of its clock before they are scored, "
+    "BOLD and predictions alike; the fit sees single viewings",
+}
 ALPHA_CHOICE = "one alpha a voxel, by mean R2 over inner splits of the training rows, made by the rule of outer ones"
 SOLVERS = {
     "exact": "exact ridge of this app: block identities on the Gram matrix, or columns where these are few; float32 "
@@ -89,6 +95,8 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
     return {
         "Sources": sources(plan, design.runs),
         "CrossValidation": cv_words(design, settings),
+        "Repeats": REPEATS[settings.repeats],
+        "Preset": settings.preset or None,
         "TrainRuns": [label for label, side in sides if side in ("train", "cv")],
         "TestRuns": [label for label, side in sides if side in ("test", "cv")],
         "DroppedRuns": [asdict(drop) for drop in design.dropped],
@@ -113,7 +121,12 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
 
 
 def cv_words(design: ParticipantDesign, settings: Settings) -> str:
-    """Say in words how rows were held out."""
+    """Say in words how rows were held out, and where viewings are averaged, that they are."""
+    averaged = f"; {REPEATS['average']}" if settings.repeats == "average" else ""
+    return f"{_held_out_words(design, settings)}{averaged}"
+
+
+def _held_out_words(design: ParticipantDesign, settings: Settings) -> str:
     purged = "max(delay, window) TRs purged on both sides"
     if settings.cv_file is not None:
         return f"the split of the file {settings.cv_file.name}"
@@ -146,13 +159,20 @@ def sources(plan: StudyPlan, runs: Sequence[Run]) -> list[str]:
     """Return the BIDS URIs of the files that a participant's results rest on."""
     uris = []
     for run in runs:
-        for path in (run.bold, run.mask, run.confounds):
+        for path in (run.bold, run.bold_right, run.mask, run.confounds):
             if path is not None:
-                uris.append(_uri("fmriprep", plan.fmriprep_dir, path))
+                uris.append(_derivative_uri(plan, run, path))
         if run.events is not None:
             uris.append(_uri("raw", plan.settings.bids_dir, run.events))
         uris += [f"bids:raw:stimuli/{showing.stim_file}" for showing in run.showings]
     return list(dict.fromkeys(uris))
+
+
+def _derivative_uri(plan: StudyPlan, run: Run, path: Path) -> str:
+    """Return the URI of a file in the run's derivative, or in the main one, where confounds may lie."""
+    names = (run.derivative, *plan.derivatives)
+    name = next(name for name in names if path.is_relative_to(plan.derivatives[name]))
+    return _uri(name, plan.derivatives[name], path)
 
 
 def _uri(name: str, root: Path, path: Path) -> str:
@@ -165,12 +185,15 @@ def dataset_facts(plan: StudyPlan) -> dict[str, Any]:
     described = dict(outputs()["descriptions"])
     for instructions in plan.instructions.values():
         described |= condition_descriptions(settings.poolings, instructions)
-    fmriprep = generated_by(plan.fmriprep_dir)
+    roots = plan.derivatives
     return {
         "version": __version__,
         "links": {"raw": _link(settings.output_dir, settings.bids_dir)}
-        | {"fmriprep": _link(settings.output_dir, plan.fmriprep_dir)},
-        "sources": [{"URL": "bids:raw:"}, {"URL": "bids:fmriprep:"} | _version_of(fmriprep)],
+        | {name: _link(settings.output_dir, root) for name, root in roots.items()},
+        "sources": [
+            {"URL": "bids:raw:"},
+            *({"URL": f"bids:{name}:"} | _version_of(generated_by(root)) for name, root in roots.items()),
+        ],
         "licence": read_json(settings.bids_dir / "dataset_description.json").get("License"),
         "descriptions": described,
     }

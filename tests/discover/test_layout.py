@@ -7,7 +7,7 @@ import pytest
 from bids_mllm.discover.layout import (
     check_raw_dataset,
     choose_participants,
-    find_fmriprep,
+    find_derivatives,
     index_derivative,
     read_filters,
 )
@@ -18,6 +18,10 @@ def describe(folder, **content):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dataset_description.json").write_text(json.dumps(content))
     return folder
+
+
+def main_of(bids_dir, derivatives):
+    return next(iter(find_derivatives(bids_dir, derivatives).values()))
 
 
 def test_the_raw_description_must_say_what_bids_requires(tmp_path):
@@ -41,13 +45,13 @@ def test_the_one_derivative_that_fmriprep_made_is_found(tmp_path, description):
     describe(tmp_path / "derivatives" / "mriqc", GeneratedBy=[{"Name": "MRIQC"}])
     describe(tmp_path / "derivatives" / "odd", GeneratedBy=["fMRIPrep"])
     (tmp_path / "derivatives" / "bare").mkdir()
-    assert find_fmriprep(tmp_path, {}) == wanted
+    assert main_of(tmp_path, {}) == wanted
 
 
 def test_two_derivatives_are_an_error_that_lists_both(tmp_path):
     made = [describe(tmp_path / "derivatives" / n, GeneratedBy=[{"Name": "fMRIPrep"}]) for n in ("a", "b")]
     with pytest.raises(UsageError) as caught:
-        find_fmriprep(tmp_path, {})
+        main_of(tmp_path, {})
     assert all(str(path) in str(caught.value) for path in made)
 
 
@@ -55,36 +59,36 @@ def test_named_and_bare_paths(tmp_path):
     one = describe(tmp_path / "one", GeneratedBy=[{"Name": "fMRIPrep"}])
     two = tmp_path / "two"
     two.mkdir()
-    assert find_fmriprep(tmp_path, {"two": two}) == two
-    assert find_fmriprep(tmp_path, {"fmriprep": two, "one": one}) == two
-    assert find_fmriprep(tmp_path, {"two": two, "one": one}) == one
+    assert main_of(tmp_path, {"two": two}) == two
+    assert main_of(tmp_path, {"fmriprep": two, "one": one}) == two
+    assert main_of(tmp_path, {"two": two, "one": one}) == one
     with pytest.raises(UsageError, match=r"none does not exist"):
-        find_fmriprep(tmp_path, {"fmriprep": tmp_path / "none"})
+        main_of(tmp_path, {"fmriprep": tmp_path / "none"})
     with pytest.raises(UsageError, match=r"No fMRIPrep derivative"):
-        find_fmriprep(tmp_path, {})
+        main_of(tmp_path, {})
 
 
 def test_unknown_participants_are_listed_with_those_there(study):
     study.add("01", None, "a")
     study.add("02", None, "a")
-    assert choose_participants(study.prep, ()) == ("01", "02")
-    assert choose_participants(study.prep, ("02",)) == ("02",)
+    assert choose_participants([study.prep], ()) == ("01", "02")
+    assert choose_participants([study.prep], ("02",)) == ("02",)
     with pytest.raises(UsageError) as caught:
-        choose_participants(study.prep, ("03", "01", "9"))
+        choose_participants([study.prep], ("03", "01", "9"))
     assert "03, 9; available are 01, 02" in str(caught.value)
 
 
 def test_a_folder_without_participants(study):
     with pytest.raises(InputDataError, match=r"holds no sub-"):
-        choose_participants(study.prep, ())
+        choose_participants([study.prep], ())
 
 
 def test_only_the_participants_asked_for_are_indexed(study):
     for label in ("01", "010", "02"):
         study.add(label, "001", "a")
-    layout = index_derivative(study.prep, ("01",))
+    layout = index_derivative("fmriprep", study.prep, ("01",)).layout
     assert layout.get_subjects() == ["01"]
-    assert index_derivative(study.prep, ("01", "02")).get_subjects() == ["01", "02"]
+    assert index_derivative("fmriprep", study.prep, ("01", "02")).layout.get_subjects() == ["01", "02"]
 
 
 def test_figures_and_logs_are_not_indexed(study):
@@ -92,26 +96,26 @@ def test_figures_and_logs_are_not_indexed(study):
     for folder in ("figures", "log", "anat"):
         (study.prep / "sub-01" / folder).mkdir()
         (study.prep / "sub-01" / folder / "sub-01_task-a_bold.nii.gz").write_text("")
-    files = index_derivative(study.prep, ("01",)).get(suffix="bold", return_type="filename")
+    files = index_derivative("fmriprep", study.prep, ("01",)).layout.get(suffix="bold", return_type="filename")
     assert len(files) == 1
 
 
 def test_a_database_is_made_and_then_reused(study, tmp_path):
     study.add("01", None, "a")
     database = tmp_path / "deep" / "index"
-    first = index_derivative(study.prep, ("01",), database_dir=database)
+    first = index_derivative("fmriprep", study.prep, ("01",), database_dir=database).layout
     assert len(first.get(suffix="bold", extension=".nii.gz")) == 1
     study.add("01", None, "b")
-    again = index_derivative(study.prep, ("01",), database_dir=database)
+    again = index_derivative("fmriprep", study.prep, ("01",), database_dir=database).layout
     assert len(again.get(suffix="bold", extension=".nii.gz")) == 1
-    assert len(index_derivative(study.prep, ("01",)).get(suffix="bold", extension=".nii.gz")) == 2
+    assert len(index_derivative("fmriprep", study.prep, ("01",)).layout.get(suffix="bold", extension=".nii.gz")) == 2
 
 
 def test_a_database_serves_every_participant(study, tmp_path):
     study.add("01", None, "a")
     study.add("02", None, "a")
-    index_derivative(study.prep, ("01",), database_dir=tmp_path / "index")
-    layout = index_derivative(study.prep, ("02",), database_dir=tmp_path / "index")
+    index_derivative("fmriprep", study.prep, ("01",), database_dir=tmp_path / "index")
+    layout = index_derivative("fmriprep", study.prep, ("02",), database_dir=tmp_path / "index").layout
     assert layout.get_subjects() == ["01", "02"]
 
 
@@ -119,7 +123,7 @@ def test_a_derivative_without_a_description_is_one_sentence_or_indexed(study):
     study.add("01", None, "a")
     (study.prep / "dataset_description.json").write_text("{")
     with pytest.raises(InputDataError, match=r"PyBIDS cannot index .*dataset_description.json"):
-        index_derivative(study.prep, ("01",))
+        index_derivative("fmriprep", study.prep, ("01",))
 
 
 def filter_file(tmp_path, text):
