@@ -94,11 +94,17 @@ def clean_run(
     non_steady_state
         First volumes that take no part in the regression; they come out as NaN.
     """
-    drifts = cosine_drifts(len(series), repetition_time=repetition_time, high_pass=high_pass)
-    regressors = drifts if confounds is None else np.hstack([drifts, confounds])
     cleaned = np.array(series, dtype=np.float32)
+    regressors = _regressors(len(series), confounds, repetition_time=repetition_time, high_pass=high_pass)
     clean_in_place(cleaned, regressors, non_steady_state=non_steady_state)
     return cleaned
+
+
+def _regressors(
+    n_volumes: int, confounds: FloatArray | None, *, repetition_time: float, high_pass: float
+) -> FloatArray:
+    drifts = cosine_drifts(n_volumes, repetition_time=repetition_time, high_pass=high_pass)
+    return drifts if confounds is None else np.hstack([drifts, confounds])
 
 
 def prepare_runs(runs: Sequence[Run], out: Path, *, strategy: str, high_pass: float) -> Prepared:
@@ -148,18 +154,13 @@ def _prepare_run(
     run: Run, mask: BoolArray, *, strategy: str, high_pass: float
 ) -> tuple[FloatArray, BoolArray, tuple[str, ...]]:
     """One run's cleaned series, the columns that are not usable, and the names of its confounds."""
-    raw = read_series(run, mask)
-    unusable = unusable_voxels(raw)
-    raw[:, unusable] = 0.0
+    series = read_series(run, mask)
+    unusable = unusable_voxels(series)
+    series[:, unusable] = 0.0
     confounds, names = load_confounds(run, strategy)
-    cleaned = clean_run(
-        raw,
-        confounds,
-        repetition_time=run.repetition_time,
-        high_pass=high_pass,
-        non_steady_state=run.non_steady_state,
-    )
-    return cleaned, unusable, names
+    regressors = _regressors(run.n_volumes, confounds, repetition_time=run.repetition_time, high_pass=high_pass)
+    clean_in_place(series, regressors, non_steady_state=run.non_steady_state)
+    return series, unusable, names
 
 
 def _take_columns(path: Path, kept: BoolArray) -> None:

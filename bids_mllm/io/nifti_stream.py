@@ -38,10 +38,10 @@ def read_masked(path: Path, mask: BoolArray) -> FloatArray:
     InputDataError
         When the file is no such image, is shorter than its header says or is damaged, or the mask is of another size.
     """
-    from isal import isal_zlib
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
+    damage = (OSError, EOFError, ValueError, zlib.error, ImageFileError, HeaderDataError)
     try:
         image = _opened(path)
         kept = _places(path, mask, image.shape)
@@ -51,7 +51,7 @@ def read_masked(path: Path, mask: BoolArray) -> FloatArray:
             series = _series(stream, proxy, kept)
             while stream.read(SKIPPED):
                 pass
-    except (OSError, EOFError, ValueError, zlib.error, isal_zlib.error, ImageFileError, HeaderDataError) as error:
+    except damage as error:
         raise InputDataError(f"{path} cannot be read to its end ({error}); fetch or preprocess it again.") from error
     return series
 
@@ -98,7 +98,7 @@ def _series(stream: BinaryIO, proxy: Any, kept: IntArray) -> FloatArray:
     scaled = (slope, inter) != (1.0, 0.0)
     series = np.empty((n_volumes, len(kept)), dtype=np.float32)
     for number, row in enumerate(series):
-        _fill(stream, memoryview(volume).cast("B"), f"volume {number + 1} of {n_volumes}")
+        _fill(stream, volume.view(np.uint8).data, f"volume {number + 1} of {n_volumes}")
         if volume.dtype == row.dtype and not scaled:
             # With a mode other than "raise" NumPy writes to `out` directly.
             np.take(volume, kept, out=row, mode="clip")
@@ -126,10 +126,14 @@ def _skip(stream: BinaryIO, n_bytes: int) -> None:
 def _content(path: Path) -> Iterator[BinaryIO]:
     """Open a file for reading from its first byte, decompressed where its name says so."""
     if path.suffix == ".gz":
-        from isal import igzip_threaded
+        from isal import igzip_threaded, isal_zlib
 
-        with igzip_threaded.open(path, "rb", threads=1) as stream:
-            yield stream
+        broken: Any = isal_zlib.error
+        try:
+            with igzip_threaded.open(path, "rb", threads=1) as stream:
+                yield stream
+        except broken as error:
+            raise EOFError(str(error)) from error
     else:
         with path.open("rb") as plain:
             yield plain

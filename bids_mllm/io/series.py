@@ -11,6 +11,7 @@ import numpy as np
 
 from bids_mllm.exceptions import InputDataError
 from bids_mllm.io.grids import GrayordinateGrid, Grid, ParcelGrid, SurfaceGrid, VolumeGrid
+from bids_mllm.io.nifti_stream import read_masked
 from bids_mllm.records import BoolArray, FloatArray, Run
 
 #: Beginning of a GIFTI file in which its first array is described.
@@ -72,7 +73,7 @@ def read_series(run: Run, kept: BoolArray) -> FloatArray:
         When a file is damaged or has another number of volumes than its header said.
     """
     if run.form == "volume":
-        series = _volumes(run)[:, kept]
+        series = read_masked(_path(run), kept)
     elif run.form == "surface":
         series = np.concatenate(_hemispheres(run), axis=1)[:, kept]
     elif run.form == "parcels" and _is_table(run):
@@ -106,14 +107,6 @@ def _n_vertices(path: Path | None) -> int:
         if found is None:
             raise ValueError("no DataArray with a Dim0 at its beginning")
         return int(found[1])
-
-
-def _volumes(run: Run) -> Any:
-    import nibabel as nib
-
-    with _readable(run.bold):
-        image = np.asarray(nib.load(run.bold).dataobj)
-    return image.reshape(-1, image.shape[3]).T
 
 
 def _hemispheres(run: Run) -> tuple[FloatArray, FloatArray]:
