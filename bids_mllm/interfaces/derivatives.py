@@ -182,8 +182,14 @@ class _Target:
         return [load_atlas(image, self.usable.reshape(self.grid.shape), self.grid.affine) for image in images]
 
     def write_encoding_mask(self, bold: Mapping[str, Any]) -> list[Path]:
-        """Write the mask of the voxels that have scores."""
-        path = self.name.path(self.output_dir, suffix="mask", desc="encoding")
+        """Write the mask of the places that have scores; BIDS has a suffix for those of volumes only."""
+        is_volume = self.grid.form == "volume"
+        path = self.name.path(
+            self.output_dir,
+            suffix="mask" if is_volume else "statmap",
+            stat=None if is_volume else "mask",
+            desc="encoding",
+        )
         sidecar = {
             "Description": outputs()["descriptions"]["encoding"],
             "Type": "Brain",

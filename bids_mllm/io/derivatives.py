@@ -23,12 +23,8 @@ logger = logging.getLogger("bids_mllm")
 
 BIDS_VERSION = "1.11.1"
 CODE_URL = "https://github.com/bids-mllm/bids-mllm"
-# Without trailing slashes: a line `figures/` would silence the content but not the folder. BIDS names masks of volumes
-# only; those of other forms are named in the same way.
-BIDSIGNORE = (
-    "*.html", "**/figures", "**/log", "*_statmap.*", "*_features.*", "*_split.json", "*_mask.func.gii",
-    "*_mask.dscalar.nii", "*_mask.pscalar.nii", "*_mask.tsv", "*_den-*_mask.json", "*_seg-*_mask.json", "group",
-)  # fmt: skip
+# Without trailing slashes: a line `figures/` would silence the content but not the folder.
+BIDSIGNORE = ("*.html", "**/figures", "**/log", "*_statmap.*", "*_features.*", "*_split.json", "group")
 MAX_TASK_LABEL = 40
 
 

@@ -23,6 +23,7 @@ from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.comparisons import number_cell, within_participants
 from bids_mllm.workflows.facts import library_versions
+from bids_mllm.workflows.group import NATIVE_SPACES
 from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table
 from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
 from bids_mllm.workflows.run import Failure
@@ -83,7 +84,7 @@ def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
         own = {result.model for result in results if result.name.participant == participant}
         if own != models:
             warnings.append(f"sub-{participant} has no results of {', '.join(sorted(models - own))}.")
-    warnings += _split_warning(results)
+    warnings += [*_split_warning(results), *_native_warning(results)]
     n = len({result.name.participant for result in results})
     warnings.append(
         f"{n} participants: a test over them cannot reach a two-sided p below {min(1.0, 2.0 ** (1 - n)):.3g}. The "
@@ -101,6 +102,14 @@ def _split_warning(results: Sequence[ModelResult]) -> list[str]:
         return []
     sets = "; ".join(f"{task}: {', '.join(sorted(labels))}" for task, labels in by_task.items())
     return [f"Participants were not held out on the same films, so each set has maps and tables of its own ({sets})."]
+
+
+def _native_warning(results: Sequence[ModelResult]) -> list[str]:
+    """Say in which spaces there are no maps of the group, since places of participants do not correspond."""
+    native = dict.fromkeys(result.name.place for result in results if result.name.space in NATIVE_SPACES)
+    if not native:
+        return []
+    return [f"In {', '.join(native)} places of participants do not correspond: there are tables, but no group maps."]
 
 
 def _summary(results: Sequence[ModelResult]) -> dict[str, Any]:

@@ -48,9 +48,6 @@ def brain_models(n_places):
     left = nib.cifti2.BrainModelAxis.from_surface(np.arange(n_left) + 7, 32492, "CortexLeft")
     right = nib.cifti2.BrainModelAxis.from_surface(np.arange(n_right), 32492, "CortexRight")
     box = np.zeros((91, 109, 91), dtype=bool)
-    box[40, 40, : n_places - n_left - n_right] = True
-    box[41, 40, : max(0, n_places - n_left - n_right - 91)] = True
-    box = np.zeros((91, 109, 91), dtype=bool)
     box.reshape(-1)[400000 : 400000 + n_places - n_left - n_right] = True
     voxels = nib.cifti2.BrainModelAxis.from_mask(box, "ThalamusLeft", np.diag([2.0, 2, 2, 1]))
     return left + right + voxels
@@ -144,9 +141,13 @@ def test_empty_places_are_nan_and_outside_the_mask_that_is_written(finished):
     assert np.isnan(surface[:EMPTY]).all()
     assert np.isnan(surface[VERTICES : VERTICES + EMPTY]).all()
     func = out / "sub-01/func"
-    left = nib.load(func / "sub-01_task-life_hemi-L_space-fsaverage5_desc-encoding_mask.func.gii").darrays[0].data
+    left = (
+        nib.load(func / "sub-01_task-life_hemi-L_space-fsaverage5_stat-mask_desc-encoding_statmap.func.gii")
+        .darrays[0]
+        .data
+    )
     np.testing.assert_array_equal(left > 0, np.isfinite(surface[:VERTICES]))
-    cifti = nib.load(func / "sub-01_task-life_space-fsLR_den-91k_desc-encoding_mask.dscalar.nii")
+    cifti = nib.load(func / "sub-01_task-life_space-fsLR_den-91k_stat-mask_desc-encoding_statmap.dscalar.nii")
     assert np.asarray(cifti.dataobj)[0, :EMPTY].sum() == 0
 
 
