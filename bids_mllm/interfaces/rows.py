@@ -73,6 +73,8 @@ class CVOptions:
     repeats: Literal["each", "average"] = "each"
 
 
+# Share of a TR by which a window of whole TRs may be longer on the film's clock.
+DRIFT_TRS = 5e-3
 # Seconds by which neighbouring segments of a film may overlap; those of Movie10 do by 2 to 4 s.
 SEGMENT_OVERLAP = 5.0
 
@@ -217,7 +219,8 @@ def _purge_seconds(design: ParticipantDesign, delays: Sequence[int]) -> float:
     """One TR more than max(delay, window) TRs: rows nearer than that are purged, so that number of TRs is."""
     purge = 0.0
     for run, windows in zip(design.runs, design.windows, strict=True):
-        window_trs = max(int(np.ceil(grid.length / grid.step - 1e-6)) for grid in windows.grids)
+        # The film's clock may drift against the run's, which makes a window of whole TRs no longer.
+        window_trs = max(int(np.ceil(grid.length / grid.step - DRIFT_TRS)) for grid in windows.grids)
         purge = max(purge, (max(*delays, window_trs) + 1) * run.repetition_time)
     return purge
 

@@ -103,7 +103,7 @@ def showing_extent(showing: Showing, windows: TRWindows, position: int) -> tuple
     else:
         ends = windows.end[windows.valid & (windows.showing == position)]
         last = float(ends.max()) if ends.size else showing.media_onset
-    return showing.run_onset, showing.run_onset + last - showing.media_onset
+    return showing.run_onset, showing.run_onset + (last - showing.media_onset) / showing.rate
 
 
 def fold_roles(fold: Fold, n_rows: int) -> IntArray:

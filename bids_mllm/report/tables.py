@@ -46,14 +46,31 @@ def dropped_table(dropped: Sequence[DroppedRun]) -> Table:
     return Table("Runs that take no part.", ("Run", "Reason"), rows)
 
 
+#: Columns of the table that are left out where no run has them.
+ALIGNMENT_EXTRA = {
+    "run_without_film_seconds": "BOLD without stimulus (s)",
+    "film_without_run_seconds": "Stimulus without BOLD (s)",
+    "frame_clock_drift_seconds": "Drift of the frame clock (s)",
+    "frame_clock_residual_seconds": "Residual of the frame clock (s)",
+}
+
+
 def alignment_table(runs: Sequence[Run], windows: Sequence[TRWindows]) -> Table:
     """Return how each run was aligned with its stimuli: rule, rows masked, durations."""
     columns = (
         "Run", "Rule", "TRs masked before", "TRs masked between", "TRs masked after", "TRs used", "BOLD (s)",
         "Stimulus (s)", "Unexplained (s)",
     )  # fmt: skip
-    rows = tuple(_alignment_row(run, w) for run, w in zip(runs, windows, strict=True))
-    return Table("Alignment of the volumes with the stimuli.", columns, rows)
+    extra = {name: title for name, title in ALIGNMENT_EXTRA.items() if any(_stated(w, name) for w in windows)}
+    rows = tuple(
+        _alignment_row(run, w) + tuple(_stated(w, name) for name in extra) for run, w in zip(runs, windows, strict=True)
+    )
+    return Table("Alignment of the volumes with the stimuli.", (*columns, *extra.values()), rows)
+
+
+def _stated(windows: TRWindows, name: str) -> str | None:
+    seconds = windows.report.get(name)
+    return None if seconds is None else f"{float(seconds):.3f}"
 
 
 def _alignment_row(run: Run, windows: TRWindows) -> tuple[Cell, ...]:

@@ -104,6 +104,7 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
         "StartTime": sorted({run.start_time for run in design.runs}),
         "WindowLength": sorted({grid.length for w in design.windows for grid in w.grids}),
         "WindowPosition": settings.window_position,
+        "Alignment": [dict(windows.report) for windows in design.windows],
         "DelaysTR": list(settings.delays),
         "Confounds": settings.confounds,
         "HighPassHz": settings.high_pass,
