@@ -40,7 +40,7 @@ class RunQuery:
         return (
             (not self.sessions or entities.get("ses") in self.sessions)
             and (not self.tasks or entities.get("task") in self.tasks)
-            and (not self.runs or plain_label(entities.get("run")) in map(str, self.runs))
+            and (not self.runs or plain_label(entities.get("run")) in [str(run) for run in self.runs])
         )
 
 

@@ -27,7 +27,7 @@ def decoder_identity() -> dict[str, str]:
     return {"av": version("av"), "rules": DECODING_RULES}
 
 
-def probe_stimulus(path: Path, stim_file: str) -> Stimulus:
+def probe_stimulus(path: Path, stim_file: str, *, quick: bool = False) -> Stimulus:
     """Describe a media file without decoding more than its first frames.
 
     The durations end with the last packet of the chosen video and audio stream, read from the packets'
@@ -40,6 +40,8 @@ def probe_stimulus(path: Path, stim_file: str) -> Stimulus:
         The file.
     stim_file
         Its name in the data set.
+    quick
+        Read no more of it than its length needs, and leave its hash empty.
 
     Returns
     -------
@@ -54,13 +56,13 @@ def probe_stimulus(path: Path, stim_file: str) -> Stimulus:
     check_present(path, stim_file)
     chosen = choose_streams(path, stim_file)
     with closing(open_media(path, stim_file)) as container:
-        ends = stream_ends(container, chosen, stim_file)
+        ends = stream_ends(container, chosen, stim_file, quick=quick)
         check_complete(container, ends, stim_file)
         rate = None if chosen.video is None else container.streams[chosen.video].average_rate
     return Stimulus(
         stim_file=stim_file,
         path=path,
-        sha256=_sha256(path),
+        sha256="" if quick else _sha256(path),
         video_duration=None if chosen.video is None else ends[chosen.video] - chosen.zero,
         audio_duration=None if chosen.audio is None else ends[chosen.audio] - chosen.zero,
         width=chosen.width,

@@ -14,10 +14,15 @@ logger = logging.getLogger("bids_mllm")
 
 
 class ProbeCache:
-    """Probes stimuli; with a path, remembers what it found between calls."""
+    """Probes stimuli; with a path, remembers what it found between calls.
 
-    def __init__(self, path: Path | None) -> None:
+    With `quick` what was found before serves, files that are new are neither hashed nor read in full, and nothing is
+    written.
+    """
+
+    def __init__(self, path: Path | None, *, quick: bool = False) -> None:
         self._path = path
+        self._quick = quick
         self._known: dict[str, dict[str, Any]] = {}
         if path is not None and path.is_file():
             try:
@@ -34,10 +39,10 @@ class ProbeCache:
         if known is not None and known["signature"] == signature:
             return Stimulus(**(known["stimulus"] | {"path": path, "stim_file": stim_file}))
         logger.info("Reading %s", path)
-        stimulus = probe_stimulus(path, stim_file)
+        stimulus = probe_stimulus(path, stim_file, quick=self._quick)
         plain = {key: value for key, value in asdict(stimulus).items() if key != "path"}
         self._known[str(path)] = {"signature": signature, "stimulus": plain}
-        if self._path is not None:
+        if self._path is not None and not self._quick:
             write_text(self._path, json.dumps(self._known, indent=1))
         return stimulus
 

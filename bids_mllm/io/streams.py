@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # A file whose streams end this much before the end that its header promises was cut short.
 MISSING_TOLERANCE = 1.0
+# So much of a file's end is read where only its length is wanted.
+TAIL_SECONDS = 10.0
 # Reading is tried so often behind an unreadable place before the rest of a file is given up.
 READ_ATTEMPTS = 16
 
@@ -176,10 +178,32 @@ def packet_stamps(container: "InputContainer", chosen: ChosenStreams, stim_file:
     return {index: np.array(sorted(found), dtype=np.int64).reshape(-1, 2) for index, found in stamps.items()}
 
 
-def stream_ends(container: "InputContainer", chosen: ChosenStreams, stim_file: str) -> dict[int, float]:
-    """Seconds in the file at which each chosen stream ends, from the time stamps of its packets."""
-    stamps = packet_stamps(container, chosen, stim_file)
+def stream_ends(
+    container: "InputContainer", chosen: ChosenStreams, stim_file: str, *, quick: bool = False
+) -> dict[int, float]:
+    """Seconds in the file at which each chosen stream ends, from the time stamps of its packets.
+
+    With `quick` only the packets of the last seconds are read, where the file can be wound on and all streams have some
+    there.
+    """
+    stamps: dict[int, NDArray[np.int64]] = {}
+    if quick and _wound_on(container, chosen):
+        stamps = packet_stamps(container, chosen, stim_file)
+        quick = all(found.size for found in stamps.values())
+        if not quick:
+            container.seek(0)
+    if not (quick and stamps):
+        stamps = packet_stamps(container, chosen, stim_file)
     return {index: _last_end(found, container.streams[index].time_base) for index, found in stamps.items()}
+
+
+def _wound_on(container: "InputContainer", chosen: ChosenStreams) -> bool:
+    """Move to the last seconds of a file, where its header says how long it is."""
+    index = chosen.video if chosen.video is not None else chosen.audio
+    if index is None or container.duration is None:
+        return False
+    end = (container.duration + max(container.start_time or 0, 0)) / 1e6
+    return seek(container, index, max(end - TAIL_SECONDS, 0.0))
 
 
 def _last_end(stamps: NDArray[np.int64], time_base: Fraction | None) -> float:
