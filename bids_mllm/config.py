@@ -4,11 +4,12 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from bids_mllm.discover.spaces import parse_space
 from bids_mllm.exceptions import UsageError
 from bids_mllm.records import Pooling, WindowPosition
 
@@ -20,6 +21,7 @@ POOLINGS = ("generated", "last", "instruction", "media")
 NULL_INSTRUCTIONS = ("empty", "scrambled", "unrelated")
 CONFOUNDS = ("simple", "motion", "compcor", "none")
 POSITIONS = ("end", "center", "start")
+REPEATS = ("each", "average")
 CV_SCHEMES = ("auto", "run", "film", "kfold")
 SOLVERS = ("exact", "himalaya")
 CEILINGS = ("auto", "repeats", "participants", "participants-exponential", "none")
@@ -67,7 +69,10 @@ class Settings:
     alphas: tuple[float, float, int] = (1e-1, 1e9, 11)
     solver: str = "exact"
     equal_rank: int | None = None
+    preset: str = ""
     test_task: tuple[str, ...] = ()
+    train_task: tuple[str, ...] = ()
+    repeats: str = "each"
     cv: str = "auto"
     cv_file: Path | None = None
     n_folds: int = 5
@@ -78,7 +83,9 @@ class Settings:
     permutation_method: str = "block"
     block_length: int = 10
     fdr: str = "bh"
-    atlas: tuple[Path, ...] = ()
+    atlas: tuple[str, ...] = ()
+    atlas_dir: Path | None = None
+    rois: Path | None = None
     work_dir: Path = Path("work")
     nprocs: int = 1
     omp_nthreads: int = 1
@@ -199,8 +206,6 @@ def _is(value: Any, kind: type) -> bool:
 def _typed(name: str, value: Any) -> Any:
     if name in _PATHS:
         return Path(value)
-    if name == "atlas":
-        return tuple(Path(item) for item in value)
     if name in ("derivatives", "feature_table"):
         return {key: Path(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
@@ -276,13 +281,14 @@ def _path_faults(s: Settings) -> list[str]:
         "--instructions-file": s.instructions_file,
         "--demonstrations": s.demonstrations,
         "--use-plugin": s.use_plugin,
+        "--rois": s.rois,
     }
     if s.cv_file is not None and PARTICIPANT not in str(s.cv_file):
         files["--cv-file"] = s.cv_file
     faults += [f"{name}: there is no file {path}." for name, path in files.items() if path and not path.is_file()]
-    faults += [f"--atlas: there is no file {path}." for path in s.atlas if not path.is_file()]
     folders = {f"--feature-table {name}": path for name, path in s.feature_table.items()}
     folders |= {"--stimuli-dir": s.stimuli_dir} if s.stimuli_dir else {}
+    folders |= {"--atlas-dir": s.atlas_dir} if s.atlas_dir else {}
     faults += [f"{name}: there is no folder {path}." for name, path in folders.items() if not path.is_dir()]
     return faults
 
@@ -300,6 +306,8 @@ def _value_faults(s: Settings) -> list[str]:
         f"--n-folds is {s.n_folds}, but must be 2 or more.": s.n_folds < 2,
         "--test-task and --cv-file both say what is tested; give one of them.": bool(s.test_task)
         and s.cv_file is not None,
+        "--train-task says which of the other runs train, and so needs --test-task; give both.": bool(s.train_task)
+        and not s.test_task,
         f"--equal-rank is {s.equal_rank}, but must be 1 or more.": s.equal_rank is not None and s.equal_rank < 1,
         f"--permutations is {s.n_permutations}, but must be 19 or more, since 19 are needed for a p of 0.05.": (
             s.n_permutations < 19
@@ -328,6 +336,7 @@ def _value_faults(s: Settings) -> list[str]:
         "--null-instructions": (s.null_instructions, NULL_INSTRUCTIONS),
         "--confounds": ((s.confounds,), CONFOUNDS),
         "--cv": ((s.cv,), CV_SCHEMES),
+        "--repeats": ((s.repeats,), REPEATS),
         "--solver": ((s.solver,), SOLVERS),
         "--noise-ceiling": ((s.noise_ceiling,), CEILINGS),
         "--permutation-method": ((s.permutation_method,), PERMUTATIONS),
@@ -336,10 +345,14 @@ def _value_faults(s: Settings) -> list[str]:
     for name, (given, allowed) in choices.items():
         unknown = ", ".join(value for value in given if value not in allowed)
         checks[f"{name} is {unknown}, but must be of {', '.join(allowed)}."] = bool(unknown)
-    volumetric = [space for space in s.space if space in ("fsLR", "fsaverage", "fsaverage5", "fsaverage6", "fsnative")]
-    if volumetric:
-        checks[
-            f"--space {', '.join(volumetric)} is a surface space; this version reads NIfTI volumes, such as "
-            "MNI152NLin2009cAsym or T1w."
-        ] = True
-    return [sentence for sentence, wrong in checks.items() if wrong]
+    return [*(sentence for sentence, wrong in checks.items() if wrong), *_space_faults(s.space)]
+
+
+def _space_faults(spaces: Sequence[str]) -> list[str]:
+    faults = []
+    for space in spaces:
+        try:
+            parse_space(space)
+        except UsageError as error:
+            faults.append(str(error))
+    return faults

@@ -8,10 +8,11 @@ from bids_mllm.exceptions import CheckpointError
 from bids_mllm.features.extractor import ExtractionPlan
 from bids_mllm.features.registry import load_family
 from bids_mllm.fit.memory import DOUBLE, SQUARES
-from bids_mllm.records import ParticipantDesign
+from bids_mllm.records import ParticipantDesign, Run, TRWindows
 from bids_mllm.workflows.facts import output_task
-from bids_mllm.workflows.plan import StudyPlan, split_of
+from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
+from bids_mllm.workflows.sides import split_of
 
 COLUMNS = (
     "participant", "session", "task", "run", "split", "space", "stim_file", "stim_onset", "n_volumes", "n_windows",
@@ -26,26 +27,42 @@ GPU_FLOPS = 4.9e14
 def run_table(plan: StudyPlan) -> str:
     """Return the table of runs as TSV; n/a where a file is absent."""
     lines = ["\t".join(COLUMNS)]
-    for design in plan.designs:
-        for number, run in enumerate(design.runs):
-            windows = design.windows[number]
-            files = ",".join(dict.fromkeys(s.stim_file for s in run.showings)) or "n/a"
-            onset = f"{run.showings[0].run_onset:g}" if run.showings else "n/a"
-            cells = (
-                run.participant,
-                run.session or "n/a",
-                run.task,
-                "n/a" if run.run is None else str(run.run),
-                split_of(design, number),
-                run.space,
-                files,
-                onset,
-                str(run.n_volumes) if run.bold else "n/a",
-                str(int(windows.valid.sum())) if run.bold else "n/a",
-                str(run.bold) if run.bold else "n/a",
-            )
-            lines.append("\t".join(cells))
+    for run, windows, side in _listed(plan):
+        files = ",".join(dict.fromkeys(s.stim_file for s in run.showings)) or "n/a"
+        onset = f"{run.showings[0].run_onset:g}" if run.showings else "n/a"
+        cells = (
+            run.participant,
+            run.session or "n/a",
+            run.task,
+            "n/a" if run.run is None else str(run.run),
+            side,
+            run.place,
+            files,
+            onset,
+            str(run.n_volumes) if run.bold else "n/a",
+            str(int(windows.valid.sum())) if run.bold else "n/a",
+            str(run.bold) if run.bold else "n/a",
+        )
+        lines.append("\t".join(cells))
     return "\n".join(lines)
+
+
+def _listed(plan: StudyPlan) -> list[tuple[Run, TRWindows, str]]:
+    """Every run with its windows and its side of the split: participants and places together, each in its order."""
+    listed = [
+        (run, windows, split_of(design, number))
+        for design in plan.designs
+        for number, (run, windows) in enumerate(zip(design.runs, design.windows, strict=True))
+    ]
+    listed += [(run, windows, "unused") for run, windows in plan.unused]
+    groups = list(dict.fromkeys((run.participant, run.place) for run in plan.runs))
+    found = {(run.participant, run.place, run.label): number for number, run in enumerate(plan.runs)}
+
+    def order(row: tuple[Run, TRWindows, str]) -> tuple[int, int]:
+        run = row[0]
+        return groups.index((run.participant, run.place)), found[run.participant, run.place, run.label]
+
+    return sorted(listed, key=order)
 
 
 def estimates(plan: StudyPlan) -> str:

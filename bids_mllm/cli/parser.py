@@ -9,6 +9,7 @@ from typing import Any
 
 from bids_mllm import __version__
 from bids_mllm.cli.model_options import add_features_options
+from bids_mllm.cli.presets import PrintPreset, preset_label, preset_names, read_preset
 from bids_mllm.cli.spelling import Parser
 from bids_mllm.config import (
     CEILINGS,
@@ -19,6 +20,7 @@ from bids_mllm.config import (
     LEVELS,
     PERMUTATIONS,
     POSITIONS,
+    REPEATS,
     SOLVERS,
     Settings,
     available_cpus,
@@ -100,7 +102,14 @@ def add_discover_options(parser: Parser) -> None:
         metavar="NAME=PATH",
         help="the fMRIPrep derivative as fmriprep=PATH (default: the one under BIDS_DIR/derivatives)",
     )
-    add(group, "--space", nargs="+", metavar="LABEL", help="volumetric spaces (default MNI152NLin2009cAsym)")
+    add(
+        group,
+        "--space",
+        nargs="+",
+        metavar="SPACE",
+        help="spaces in fMRIPrep's syntax, such as MNI152NLin6Asym:res-2, T1w, fsLR:den-91k, fsaverage6 or fsnative; "
+        "with :seg-LABEL or :atlas-LABEL series of parcels (default MNI152NLin2009cAsym)",
+    )
     add(group, "--skip-bids-validation", action="store_true", help="do not check dataset_description.json")
 
 
@@ -186,6 +195,20 @@ def add_validation_options(parser: Parser) -> None:
         nargs="+",
         metavar="PATTERN",
         help="tasks to test on, such as 'life*', the others train (default: leave one stimulus out in turn)",
+    )
+    add(
+        group,
+        "--train-task",
+        nargs="+",
+        metavar="PATTERN",
+        help="tasks to train on beside --test-task, such as 'bourne*' 'wolf*'; runs of no pattern take no part",
+    )
+    add(
+        group,
+        "--repeats",
+        choices=REPEATS,
+        help="each: every held-out viewing of a film is scored (default); average: the mean of a participant's "
+        "viewings is, paired on the film's clock; the fit sees single viewings",
     )
     add(
         group,
@@ -291,6 +314,20 @@ def add_workflow_options(parser: Parser) -> None:
     )
     add(
         group,
+        "--preset",
+        metavar="NAME|FILE",
+        help=f"settings of a study ({', '.join(preset_names())}) or of a TOML file, which --config-file and the "
+        "command line override",
+    )
+    add(
+        group,
+        "--print-preset",
+        action=PrintPreset,
+        metavar="NAME",
+        help="write a preset to standard output, to be copied and changed, and exit",
+    )
+    add(
+        group,
         "--config-file",
         type=Path,
         metavar="FILE",
@@ -347,9 +384,12 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     given = vars(build_parser().parse_args(argv))
     given.pop("notrack", None)
     _check_group_options(given)
-    config_file = given.pop("config_file", None)
-    values = read_settings_file(config_file) if config_file else {}
+    config_file, preset = given.pop("config_file", None), given.pop("preset", None)
+    values = read_preset(preset) if preset else {}
+    values |= read_settings_file(config_file) if config_file else {}
     values |= _converted(given)
+    if preset:
+        values["preset"] = preset_label(preset)
     if values.get("feature_table"):
         values.setdefault("models", ())
     values.setdefault("work_dir", Path("work"))

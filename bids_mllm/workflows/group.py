@@ -44,7 +44,7 @@ def group_results(settings: Settings) -> tuple[ModelResult, ...]:
 #: What must be equal for scores of participants to be averaged; what may differ is warned about in the report.
 COMPARABLE = (
     "Conditions", "Layers", "WindowLength", "WindowPosition", "DelaysTR", "Confounds", "HighPassHz", "Alphas", "Sloppy",
-    "Model",
+    "Model", "Repeats",
 )  # fmt: skip
 
 

@@ -123,9 +123,11 @@ def _sentence(words: str) -> str:
 
 
 def _ceiling_words(plan: StudyPlan, design: ParticipantDesign) -> str:
+    averaged = plan.settings.repeats == "average"
+    means = ", brought to the mean of the viewings by the formula of Spearman and Brown" if averaged else ""
     words = {
         "repeats": "as the square root of the bias-corrected explainable variance of single viewings of the held-out "
-        "films that were seen more than once [@schoppe2016]",
+        f"films that were seen more than once [@schoppe2016]{means}",
         "participants": "by predicting each participant from all subsets of the others with ridge regression "
         "[@schrimpf2021] and extrapolating to infinitely many, with the growth that a shared signal and independent "
         "noise imply",
@@ -182,6 +184,8 @@ def _joint_words(settings: Settings) -> str:
 PLACES = {"volume": "Voxels", "surface": "Vertices", "grayordinates": "Grayordinates", "parcels": "Parcels"}
 #: Training-internal R2 above which a voxel counts as predicted.
 PREDICTED = 0.02
+#: Seconds that single frames may be off the film's clock without a warning.
+MAX_RESIDUAL = 0.1
 GROUP_WORDS = (
     "Maps were averaged over participants without Fisher's z. The best instruction and layer of the group are those "
     "with the highest training-internal R2 on average over participants. Models were compared over participants by "
@@ -316,12 +320,7 @@ def participant_warnings(
         warnings.append("Made with --sloppy: the low-level features are coarse; use for trying out only.")
     if plan.settings.window_position != "end":
         warnings.append("Windows do not end with their TR, so that features may hold frames shown after it.")
-    for windows in design.windows:
-        seconds = windows.report["unexplained_seconds"]
-        if seconds > 1:
-            warnings.append(
-                f"{windows.run_label}: events and media disagree by {seconds:.2f} s about how long the film lasts."
-            )
+    warnings += alignment_warnings(design)
     for result in results:
         sidecar = result.sidecar()
         warnings += sidecar["Warnings"]
@@ -329,6 +328,24 @@ def participant_warnings(
         warnings += _untested_warning(result)
     # What concerns all models, such as a damaged film, stands in the sidecar of each.
     return tuple(dict.fromkeys(warnings))
+
+
+def alignment_warnings(design: ParticipantDesign) -> list[str]:
+    """Warn of runs whose events and media disagree, or whose frames do not keep to the film's clock."""
+    warnings = []
+    for windows in design.windows:
+        seconds = windows.report["unexplained_seconds"]
+        if seconds > 1:
+            warnings.append(
+                f"{windows.run_label}: events and media disagree by {seconds:.2f} s about how long the film lasts."
+            )
+        residual = windows.report["frame_clock_residual_seconds"]
+        if residual is not None and residual > MAX_RESIDUAL:
+            warnings.append(
+                f"{windows.run_label}: single frames were shown up to {residual:.2f} s off the straight line of the "
+                "film's clock, so that playback stalled or the events are wrong there."
+            )
+    return warnings
 
 
 def _untested_warning(result: ModelResult) -> list[str]:

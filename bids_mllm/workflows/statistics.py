@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bids_mllm.config import PARTICIPANT, Settings
 from bids_mllm.exceptions import InputDataError, UsageError
@@ -33,8 +33,9 @@ def cv_options(settings: Settings, participant: str) -> CVOptions:
         When the file cannot be read or holds no list of folds.
     """
     scheme: Scheme = check_scheme(settings.cv)
+    repeats: Literal["each", "average"] = "average" if settings.repeats == "average" else "each"
     if settings.cv_file is None:
-        return CVOptions(scheme=scheme, n_folds=settings.n_folds)
+        return CVOptions(scheme=scheme, n_folds=settings.n_folds, repeats=repeats)
     path = Path(str(settings.cv_file).replace(PARTICIPANT, participant))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -43,7 +44,9 @@ def cv_options(settings: Settings, participant: str) -> CVOptions:
     folds = content.get("Folds") if isinstance(content, dict) else None
     if not isinstance(folds, list):
         raise UsageError(f"--cv-file {path} has no list Folds; give a *_split.json of a participant or one like it.")
-    return CVOptions(scheme=scheme, n_folds=settings.n_folds, values=tuple(folds), source=path.name)
+    return CVOptions(
+        scheme=scheme, n_folds=settings.n_folds, values=tuple(folds), source=path.name, repeats=repeats
+    )  # fmt: skip
 
 
 def ceiling_method(settings: Settings, designs: Sequence[ParticipantDesign], design: ParticipantDesign) -> str | None:
