@@ -11,8 +11,8 @@ import numpy as np
 from bids_mllm.exceptions import InputDataError
 from bids_mllm.records import BoolArray, FloatArray, IntArray
 
-# Bytes read at once where nothing is kept of them.
-SKIPPED = 2**20
+# Decompressed bytes of one block of the second thread, which holds a few of them.
+READ_AHEAD = 2**18
 
 
 def read_masked(path: Path, mask: BoolArray) -> FloatArray:
@@ -49,7 +49,7 @@ def read_masked(path: Path, mask: BoolArray) -> FloatArray:
         with _content(path) as stream:
             _skip(stream, proxy.offset)
             series = _series(stream, proxy, kept)
-            while stream.read(SKIPPED):
+            while stream.read(READ_AHEAD):
                 pass
     except damage as error:
         raise InputDataError(f"{path} cannot be read to its end ({error}); fetch or preprocess it again.") from error
@@ -130,7 +130,7 @@ def _content(path: Path) -> Iterator[BinaryIO]:
 
         broken: Any = isal_zlib.error
         try:
-            with igzip_threaded.open(path, "rb", threads=1) as stream:
+            with igzip_threaded.open(path, "rb", threads=1, block_size=READ_AHEAD) as stream:
                 yield stream
         except broken as error:
             raise EOFError(str(error)) from error
