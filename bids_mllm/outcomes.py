@@ -6,6 +6,11 @@ from typing import Any
 
 from bids_mllm.records import FloatArray
 
+#: Seconds between which a haemodynamic response peaks. The canonical double gamma does at 5 s; over people and regions
+#: it is about 2 s earlier or later (Aguirre et al. 1998, doi:10.1006/nimg.1998.0369; Handwerker et al. 2004,
+#: doi:10.1016/j.neuroimage.2003.11.029), and an asymmetric response to slow features looks up to 0.5 s later.
+EXPECTED_PEAK = (3.0, 8.0)
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -50,6 +55,33 @@ class CeilingMap:
     """
 
     ceiling: FloatArray
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ClockCheck:
+    """How long after fast features of the stimuli the best voxels of one participant follow.
+
+    Attributes
+    ----------
+    features
+        Names of the features, e.g. ``sound``.
+    lags : (n_lags,) float
+        Seconds.
+    r : (n_features, n_lags) float
+        Mean correlation of the best voxels, chosen on other volumes than those it is computed from.
+    peaks, strengths : (n_features,) float
+        Lag of the highest value in seconds, NaN where the curve does not stand out, and how many times it stands above
+        what the same voxels give when their volumes are shifted in circle, NaN where there are too few volumes.
+    facts
+        Voxels, volumes, and how the check was made.
+    """
+
+    features: tuple[str, ...]
+    lags: FloatArray
+    r: FloatArray
+    peaks: FloatArray
+    strengths: FloatArray
     facts: Mapping[str, Any]
 
 
