@@ -13,6 +13,10 @@ class UsageError(BidsMllmError):
     exit_status = 2
 
 
+class PackageError(UsageError):
+    """A model that needs a package which is not installed."""
+
+
 class InputDataError(BidsMllmError):
     """The data set cannot be processed as asked; found while the workflow is built."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bids_mllm.exceptions import CheckpointError
+from bids_mllm.exceptions import CheckpointError, PackageError
 from bids_mllm.features.extractor import ExtractionPlan
 from bids_mllm.features.registry import load_family
 from bids_mllm.fit.memory import DOUBLE, SQUARES
@@ -75,8 +75,9 @@ def estimates(plan: StudyPlan) -> str:
     for model in plan.models:
         try:
             planned = load_family(model.family).plan(model, read_out(plan, model))
-        except CheckpointError as error:
-            lines.append(f"{model.key}: not in the estimates, since its checkpoint is not usable yet. {error}")
+        except (CheckpointError, PackageError) as error:
+            what = "its checkpoint" if isinstance(error, CheckpointError) else "it"
+            lines.append(f"{model.key}: not in the estimates, since {what} is not usable yet. {error}")
             continue
         n_spaces += len(planned.conditions) * planned.n_layers
         n_bytes += clip_bytes(planned) * n_clips

@@ -90,6 +90,9 @@ USES: dict[str, tuple[list[str], str, object]] = {
     "--delays": (["2", "3"], "delays", (2, 3)),
     "--alphas": (["1", "1e5", "6"], "alphas", (1.0, 1e5, 6)),
     "--test-task": (["life*"], "test_task", ("life*",)),
+    "--train-task": (["bourne*", "wolf*", "--test-task", "life*"], "train_task", ("bourne*", "wolf*")),
+    "--repeats": (["average"], "repeats", "average"),
+    "--preset": (["oota2025"], "preset", "oota2025"),
     "--cv": (["film"], "cv", "film"),
     "--cv-file": (["sub-{participant}_split.json"], "cv_file", "{}/sub-{{participant}}_split.json"),
     "--n-folds": (["4"], "n_folds", 4),
@@ -126,7 +129,7 @@ USES: dict[str, tuple[list[str], str, object]] = {
     "-v": ([], "verbose", 1),
     "--verbose": ([], "verbose", 1),
 }
-WITHOUT_SETTING = {"-h", "--help", "--version", "--notrack", "--config-file"}
+WITHOUT_SETTING = {"-h", "--help", "--version", "--notrack", "--config-file", "--print-preset"}
 
 
 def expected(value: object, folder: Path) -> object:

@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bids_mllm.exceptions import CheckpointError, UsageError
+from bids_mllm.exceptions import CheckpointError, PackageError, UsageError
 from bids_mllm.features.extractor import Cost, ExtractionPlan, Extractor, Family, ReadOut
 from bids_mllm.features.models import checkpoint
 from bids_mllm.features.models.checkpoint import BYTES_OF_DTYPE
@@ -208,7 +208,7 @@ def find(family: EncoderFamily, spec: ModelSpec, window: float) -> Found:
         raise UsageError(f"The model {spec.key} has the unknown parameter {unknown[0]!r}; {choices}.")
     absent = [package for package in family.needs if find_spec(package) is None]
     if absent:
-        raise UsageError(
+        raise PackageError(
             f"The model {spec.key} needs the package {absent[0]}, which is not installed; install it, and whatever it "
             "needs itself in the version that fits torch."
         )
