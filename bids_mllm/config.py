@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from bids_mllm.discover.spaces import parse_space
 from bids_mllm.exceptions import UsageError
+from bids_mllm.io.atlas_find import KNOWN, is_atlas_name
 from bids_mllm.records import Pooling, WindowPosition
 
 GIB = 1024.0
@@ -162,6 +163,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
 _PATHS = {
     "bids_dir", "output_dir", "bids_filter_file", "bids_database_dir", "stimuli_dir", "stimulus_map",
     "instructions_file", "demonstrations", "features_dir", "work_dir", "use_plugin", "cv_file",
+    "atlas_dir", "rois",
 }  # fmt: skip
 
 
@@ -286,6 +288,8 @@ def _path_faults(s: Settings) -> list[str]:
     if s.cv_file is not None and PARTICIPANT not in str(s.cv_file):
         files["--cv-file"] = s.cv_file
     faults += [f"{name}: there is no file {path}." for name, path in files.items() if path and not path.is_file()]
+    lost = [item for item in s.atlas if not is_atlas_name(item) and not Path(item).is_file()]
+    faults += [f"--atlas: there is no file {item}, and no atlas is known under that name; {KNOWN}" for item in lost]
     folders = {f"--feature-table {name}": path for name, path in s.feature_table.items()}
     folders |= {"--stimuli-dir": s.stimuli_dir} if s.stimuli_dir else {}
     folders |= {"--atlas-dir": s.atlas_dir} if s.atlas_dir else {}

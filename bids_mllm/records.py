@@ -5,6 +5,7 @@ Units are seconds (float) unless a name says otherwise; TR and window indices ar
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -421,17 +422,48 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class Atlas:
-    """A label image on the grid of the maps: `labels` (n_voxels,) int for the voxels of the mask, the
-    number of voxels each label has in the whole image, the names, and the rank of each region in the cortical
-    hierarchy, NaN where none is known.
+    """Regions among the places of the maps that have scores; regions may overlap.
+
+    Attributes
+    ----------
+    name
+        Label in file names.
+    n_voxels
+        Places that have scores.
+    members
+        For each region the positions (n_members,) of its places among these, increasing.
+    names
+        Of the regions.
+    kinds
+        For each region area, group (of areas) or set (of groups).
+    indices
+        Label of each area in its file; None for groups and sets.
+    total_voxels
+        Places of each region on the whole grid, with or without scores.
+    hierarchy
+        Rank of each region in the cortical hierarchy, NaN where none is known; empty where none is.
+    notes
+        Sentences for the sidecars: terms, and what the atlas lacks.
+    sources
+        For each group and set what it is and where that comes from.
     """
 
     name: str
-    labels: IntArray
-    indices: tuple[int, ...]
+    n_voxels: int
+    members: tuple[IntArray, ...]
     names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    indices: tuple[int | None, ...]
     total_voxels: tuple[int, ...]
     hierarchy: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def flat_members(self) -> tuple[IntArray, IntArray]:
+        """Region and position of every membership, each (n_memberships,)."""
+        region = np.repeat(np.arange(len(self.members)), [len(own) for own in self.members])
+        return region, np.concatenate([np.zeros(0, dtype=np.int64), *self.members])
 
 
 @dataclass(frozen=True)

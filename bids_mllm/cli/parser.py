@@ -30,6 +30,7 @@ from bids_mllm.config import (
     read_settings_file,
 )
 from bids_mllm.exceptions import UsageError
+from bids_mllm.io.atlas_find import is_atlas_name
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -270,10 +271,24 @@ def add_statistics_options(parser: Parser) -> None:
         group,
         "--atlas",
         nargs="+",
+        metavar="NAME|FILE",
+        help="atlases for ROI tables: Glasser, Schaefer400, Schaefer1000x17, ..., or label files in the space of the "
+        "maps, such as a NIfTI image with a TSV (index, name[, hierarchy]), .label.gii or .annot of both hemispheres, or "
+        ".dlabel.nii",
+    )
+    add(
+        group,
+        "--atlas-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder that is searched for the files of an atlas named with --atlas, before packages and TemplateFlow",
+    )
+    add(
+        group,
+        "--rois",
         type=Path,
         metavar="FILE",
-        help="label images in the space of the maps, each with a TSV (index, name[, hierarchy]) beside it, for ROI "
-        "tables",
+        help="TOML with groups of regions of your own ([groups.NAME] areas, source), beside those of the app",
     )
 
 
@@ -397,6 +412,7 @@ def parse_settings(argv: Sequence[str] | None = None) -> Settings:
     values.setdefault("nprocs", available_cpus())
     values.setdefault("omp_nthreads", 1)
     absolute = {key: _absolute(value) for key, value in values.items()}
+    absolute["atlas"] = tuple(map(_atlas, values.get("atlas", ())))
     settings = Settings(**absolute)
     check_settings(settings)
     return settings
@@ -478,6 +494,12 @@ def _device(text: str) -> str:
     if re.fullmatch(DEVICES, text):
         return text
     raise UsageError(f"--device is {text!r}, but must be auto, cpu, cuda or cuda:N.")
+
+
+def _atlas(text: str) -> str:
+    """Return the name of an atlas as it is, and the path of a file as an absolute one."""
+    path = Path(text)
+    return text if is_atlas_name(text) and not path.is_file() else str(_absolute(path))
 
 
 def _absolute(value: Any) -> Any:

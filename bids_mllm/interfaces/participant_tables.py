@@ -8,7 +8,7 @@ import numpy as np
 
 from bids_mllm.interfaces.participant_maps import ModelResults, pair_labels, pair_partitions, relative_depths
 from bids_mllm.outcomes import CeilingMap, PairScores
-from bids_mllm.records import Atlas, BoolArray, FloatArray
+from bids_mllm.records import Atlas, BoolArray, FloatArray, IntArray
 from bids_mllm.score.layers import (
     hierarchy_correlation,
     layer_profile,
@@ -81,7 +81,7 @@ def compare_pairs(
         first, second = held[a], held[b]
         if len(first.products) < MIN_BLOCKS:
             return []
-        regions = np.stack([inside for _, inside in _regions(atlases, first.products.shape[1])])
+        regions = _masks(_regions(atlases, first.products.shape[1]), first.products.shape[1])
         chosen = (options.n_permutations, options.seed)
         test = paired_sign_flip(first, second, n_permutations=chosen[0], seed=chosen[1])
         regional = region_sign_flip(first, second, regions, n_permutations=chosen[0], seed=chosen[1])
@@ -98,23 +98,25 @@ def comparison_rows(
     """One row a pair and region: the mean difference over the voxels of the region and its sign-flip p."""
     rows = []
     for one in comparisons:
-        for number, (name, inside) in enumerate(_regions(atlases, len(one.q))):
-            voxels = inside & np.isfinite(one.test.difference)
+        for number, region in enumerate(_regions(atlases, len(one.q))):
+            voxels = region.members[np.isfinite(one.test.difference[region.members])]
             own = one.test.difference[voxels]
-            significant = voxels & (one.q <= LEVEL)
+            significant = one.q[voxels] <= LEVEL
             rows.append(
                 {
                     "participant": participant,
                     "model_a": one.model_a,
                     "model_b": one.model_b,
-                    "roi": name,
+                    "roi": region.name,
+                    "kind": region.kind,
+                    "coverage": region.coverage,
                     "mean_difference": float(one.regional.difference[number]),
                     "share_a_higher": float((own > 0).mean()) if own.size else float("nan"),
                     "n_voxels": int(own.size),
                     "p": float(one.regional.p[number]),
                     "smallest_p": one.regional.smallest_p,
-                    "n_a_higher": int((significant & (one.test.difference > 0)).sum()),
-                    "n_b_higher": int((significant & (one.test.difference < 0)).sum()),
+                    "n_a_higher": int((significant & (own > 0)).sum()),
+                    "n_b_higher": int((significant & (own < 0)).sum()),
                 }
             )
     if rows:
@@ -123,16 +125,32 @@ def comparison_rows(
     return rows
 
 
-def _regions(atlases: Sequence[Atlas], n_voxels: int) -> list[tuple[str, BoolArray]]:
-    """Name and voxels of everything that has rows: all voxels, then the regions of every atlas."""
-    regions: list[tuple[str, BoolArray]] = [(ALL, np.ones(n_voxels, dtype=bool))]
+@dataclass(frozen=True)
+class _Region:
+    """A region that has rows, and the positions of its voxels."""
+
+    name: str
+    kind: str
+    members: IntArray
+    coverage: float
+
+
+def _regions(atlases: Sequence[Atlas], n_voxels: int) -> list[_Region]:
+    """Return everything that has rows: all voxels, then the regions of every atlas."""
+    regions = [_Region(ALL, ALL, np.arange(n_voxels), 1.0)]
     for atlas in atlases:
         prefix = f"{atlas.name}:" if len(atlases) > 1 else ""
-        regions += [
-            (f"{prefix}{name}", np.asarray(atlas.labels == index))
-            for index, name in zip(atlas.indices, atlas.names, strict=True)
-        ]
+        parts = zip(atlas.names, atlas.kinds, atlas.members, atlas.total_voxels, strict=True)
+        regions += [_Region(f"{prefix}{name}", kind, own, len(own) / total) for name, kind, own, total in parts]
     return regions
+
+
+def _masks(regions: Sequence[_Region], n_voxels: int) -> BoolArray:
+    """Return the voxels of each region, (n_regions, n_voxels)."""
+    masks = np.zeros((len(regions), n_voxels), dtype=bool)
+    for mask, region in zip(masks, regions, strict=True):
+        mask[region.members] = True
+    return masks
 
 
 def score_rows(participant: str, results: ModelResults, atlas: Atlas, seed: int) -> list[dict[str, Any]]:
@@ -156,23 +174,24 @@ def layer_rows(participant: str, results: ModelResults, atlas: Atlas) -> list[di
     depths = relative_depths(scores, results.n_layers)
     rows = []
     for number, condition in enumerate(scores.conditions):
-        profile = layer_profile(scores.cv_r2[number], atlas.labels, indices=atlas.indices).T
+        profile = layer_profile(scores.cv_r2[number], atlas.members).T
         by_voxel = preferred_depth_argmax(scores.cv_r2[number], depths=depths)
         columns = {
             "depth": preferred_depth_argmax(profile, depths=depths),
             "depth_mass": preferred_depth_mass(profile, depths=depths),
             "depth_voxels": region_means(by_voxel, atlas),
         }
-        for place, (index, name) in enumerate(zip(atlas.indices, atlas.names, strict=True)):
+        for place, name in enumerate(atlas.names):
             rows.append(
                 {
                     "participant": participant,
                     "model": scores.model,
                     "condition": condition.label,
-                    "roi_index": index,
+                    "roi_index": atlas.indices[place],
                     "roi": name,
+                    "kind": atlas.kinds[place],
                     "hierarchy": atlas.hierarchy[place] if atlas.hierarchy else float("nan"),
-                    "n_voxels": int(np.isfinite(by_voxel[atlas.labels == index]).sum()),
+                    "n_voxels": int(np.isfinite(by_voxel[atlas.members[place]]).sum()),
                     **{measure: float(values[place]) for measure, values in columns.items()},
                 }
             )
@@ -210,23 +229,24 @@ def partition_rows(
     """Mean unique and shared parts of every pair in every region, in each measure."""
     rows = []
     for partition in pair_partitions(scores, ceiling):
-        for name, inside in _regions(atlases, scores.r.shape[1]):
+        for region in _regions(atlases, scores.r.shape[1]):
             for number, (a, b) in enumerate(scores.pairs):
                 parts = {
                     "unique_a": partition.unique_1[number], "unique_b": partition.unique_2[number],
                     "shared": partition.shared[number], "joint": partition.joint[number],
                 }  # fmt: skip
-                voxels = inside & np.isfinite(parts["joint"])
+                voxels = region.members[np.isfinite(parts["joint"][region.members])]
                 rows.append(
                     {
                         "participant": participant,
                         "model": scores.model,
                         "condition_a": scores.conditions[a],
                         "condition_b": scores.conditions[b],
-                        "roi": name,
+                        "roi": region.name,
+                        "kind": region.kind,
                         "measure": partition.measure,
-                        **{k: float(v[voxels].mean()) if voxels.any() else float("nan") for k, v in parts.items()},
-                        "n_voxels": int(voxels.sum()),
+                        **{k: float(v[voxels].mean()) if voxels.size else float("nan") for k, v in parts.items()},
+                        "n_voxels": int(voxels.size),
                     }
                 )
     return rows

@@ -48,7 +48,7 @@ def _depths_of(n_layers: int, depths: FloatArray | None) -> FloatArray:
     return values
 
 
-def layer_profile(scores: FloatArray, labels: IntArray, *, indices: Sequence[int]) -> FloatArray:
+def layer_profile(scores: FloatArray, members: Sequence[IntArray]) -> FloatArray:
     """Mean score of every layer over the voxels of every region.
 
     Correlations are averaged as they are, without Fisher's z. Each layer is averaged over the voxels in
@@ -58,21 +58,17 @@ def layer_profile(scores: FloatArray, labels: IntArray, *, indices: Sequence[int
     ----------
     scores : (n_layers, n_voxels) float
         NaN for voxels set aside.
-    labels : (n_voxels,) int
-        The region of each voxel.
-    indices
-        Labels of the regions wanted, in the order of the rows.
+    members
+        For each region the positions (n_members,) of its voxels; regions may overlap.
 
     Returns
     -------
     profile : (n_rois, n_layers) float64
         NaN where a region has no finite voxel in a layer.
     """
-    if scores.shape[-1] != len(labels):
-        raise ValueError(f"The scores have {scores.shape[-1]} voxels and the labels {len(labels)}; give one grid.")
-    profile: FloatArray = np.full((len(indices), len(scores)), np.nan)
-    for row, index in enumerate(indices):
-        values = scores[:, labels == index].astype(np.float64)
+    profile: FloatArray = np.full((len(members), len(scores)), np.nan)
+    for row, own in enumerate(members):
+        values = scores[:, own].astype(np.float64)
         finite = np.isfinite(values)
         count = finite.sum(axis=1)
         np.divide(np.where(finite, values, 0.0).sum(axis=1), count, out=profile[row], where=count > 0)

@@ -55,21 +55,22 @@ def roi_table(scores: ModelScores, atlas: Atlas, known: VoxelStatistics | None =
     scores
         Maps (..., n_voxels) of one participant and model.
     atlas
-        Labels of the same voxels.
+        Regions of the same voxels, which may overlap.
     known
         Ceiling, significance and scores by run; None leaves what needs them NaN.
 
     Returns
     -------
     rows : list of dict
-        Keys model, condition, pooling, instruction, layer (int or ``best``), roi_index, roi, n_voxels
-        (with a finite r), coverage (voxels in the mask over voxels in the whole atlas), r, r2, cv_r2
+        Keys model, condition, pooling, instruction, layer (int or ``best``), roi_index (None for groups and sets), roi,
+        kind (area, group or set), n_voxels (with a finite r), coverage (voxels in the mask over voxels of the whole
+        region), r, r2, cv_r2
         (means over finite voxels, NaN where there is none), alpha_edge_share, r_normalized, noise_ceiling and
         n_ceiling (over voxels with a ceiling of at least 0.05), and in the row of the model's nested choice r_low and
         r_high (95 % bootstrap over runs) and significant_share. `r2` is NaN in the ``best`` rows of a condition, for
         which no held-out R2 is kept.
     """
-    check_same_samples("the maps", scores.r.shape[-1], "the atlas", len(atlas.labels))
+    check_same_samples("the maps", scores.r.shape[-1], "the atlas", atlas.n_voxels)
     rows: list[dict[str, Any]] = []
     for index, condition in enumerate(scores.conditions):
         heads = _heads(scores.model, condition)
@@ -130,9 +131,9 @@ def _region_rows(
     atlas: Atlas,
     known: VoxelStatistics | None,
 ) -> list[dict[str, Any]]:
-    n_in_mask = _region_sums(np.ones(len(atlas.labels)), atlas)
+    n_in_mask = _region_sums(np.ones(atlas.n_voxels), atlas)
     means = {name: region_means(values, atlas) for name, values in maps.items()}
-    ceiling = np.full(len(atlas.labels), np.nan) if known is None else known.ceiling
+    ceiling = np.full(atlas.n_voxels, np.nan) if known is None else known.ceiling
     normalized = normalized_correlation(maps["r"], ceiling)
     held = np.isfinite(normalized)
     means |= {
@@ -149,6 +150,7 @@ def _region_rows(
             **heads,
             "roi_index": roi_index,
             "roi": name,
+            "kind": atlas.kinds[row],
             "n_voxels": int(n_finite[row]),
             "coverage": float(coverage[row]),
             **{key: float(values[row]) for key, values in means.items()},
@@ -170,14 +172,9 @@ def region_means(values: FloatArray, atlas: Atlas) -> FloatArray:
 
 
 def _region_sums(values: FloatArray, atlas: Atlas) -> FloatArray:
-    """Sum over the voxels of each region in the order of ``atlas.indices``, shape (n_regions,)."""
-    indices = np.asarray(atlas.indices)
-    order = np.argsort(indices)
-    place = np.minimum(np.searchsorted(indices[order], atlas.labels), len(indices) - 1)
-    region = order[place]
-    known = indices[region] == atlas.labels
-    sums = np.bincount(region[known], weights=values[known], minlength=len(indices))
-    return sums.astype(np.float64)
+    """Sum over the voxels of each region, shape (n_regions,)."""
+    region, position = atlas.flat_members
+    return np.bincount(region, weights=values[position], minlength=len(atlas.members)).astype(np.float64)
 
 
 def _divide(total: FloatArray, count: FloatArray) -> FloatArray:

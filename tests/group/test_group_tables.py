@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 
-from bids_mllm.group.tables import group_tests, roi_summary
+from bids_mllm.group.tables import coverage_warnings, group_tests, roi_summary
 
 NAN = np.nan
 
 
-def difference_row(participant, value, *, models=("a", "b"), roi="all"):
+def difference_row(participant, value, *, models=("a", "b"), roi="all", coverage=1.0):
     return {
-        "participant": participant, "model_a": models[0], "model_b": models[1], "roi": roi, "mean_difference": value
+        "participant": participant, "model_a": models[0], "model_b": models[1], "roi": roi, "mean_difference": value,
+        "coverage": coverage,
     }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def test_pairs_and_regions_keep_their_order():
     assert group_tests([]) == []
 
 
-def roi_row(participant, r, *, roi="V1", r2=None):
+def roi_row(participant, r, *, roi="V1", r2=None, coverage=1.0):
     return {
         "participant": participant,
         "model": "m",
@@ -59,8 +60,9 @@ def roi_row(participant, r, *, roi="V1", r2=None):
         "layer": 3,
         "roi_index": 1,
         "roi": roi,
+        "kind": "area",
         "n_voxels": 10,
-        "coverage": 1.0,
+        "coverage": coverage,
         "r": r,
         "r2": r2,
         "cv_r2": r / 2,
@@ -80,3 +82,35 @@ def test_regions_are_averaged_over_participants():
     assert np.isnan(v1["r2"])
     assert (a1["roi"], a1["n_participants"]) == ("A1", 1)
     assert np.isnan(a1["r_sem"])
+
+
+def test_participants_whose_mask_misses_most_of_a_region_do_not_count():
+    rows = [roi_row("01", 0.2), roi_row("02", 0.4, coverage=0.5), roi_row("03", 5.0, coverage=0.49)]
+    (v1,) = roi_summary(rows)
+    assert (v1["n_participants"], v1["lowest_coverage"]) == (2, 0.49)
+    assert v1["r"] == pytest.approx(0.3)
+    (test,) = group_tests([difference_row("01", 0.1), difference_row("02", 9.0, coverage=0.2)])
+    assert (test["n_participants"], test["mean_difference"]) == (1, pytest.approx(0.1))
+
+
+def test_a_region_that_nobody_covers_is_undefined():
+    (v1,) = roi_summary([roi_row("01", 0.2, coverage=0.0)])
+    assert v1["n_participants"] == 0
+    assert np.isnan(v1["r"])
+
+
+def test_labels_that_differ_between_distributions_part_no_region():
+    left_first, right_first = roi_row("01", 0.2), roi_row("02", 0.4) | {"roi_index": 181}
+    (v1,) = roi_summary([left_first, right_first])
+    assert v1["n_participants"] == 2
+
+
+def test_regions_that_are_left_out_are_named_with_the_participant_once():
+    rows = [roi_row("01", 0.2), roi_row("02", 0.1, coverage=0.3), roi_row("02", 0.1, coverage=0.3)]
+    rows.append(roi_row("02", 0.1, roi="A1", coverage="0.25"))
+    assert coverage_warnings(rows) == [
+        "sub-02 takes no part in the means of V1 (30%), A1 (25%), of which its mask holds less than 50%."
+    ]
+    assert coverage_warnings(rows[:1]) == []
+    many = [roi_row("01", 0.1, roi=f"R{number}", coverage=0.1) for number in range(12)]
+    assert "R9 (10%) and 2 more regions" in coverage_warnings(many)[0]

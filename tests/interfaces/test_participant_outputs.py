@@ -28,7 +28,16 @@ from bids_mllm.records import Atlas, Condition, Fold, ModelScores
 from bids_mllm.score.paired import BlockScores
 
 N_VOXELS, N_ROWS = 12, 600
-ATLAS = Atlas("toy", np.repeat([1, 2, 3], 4), (1, 2, 3), ("one", "two", "three"), (4, 4, 8), (1.0, 2.0, 3.0))
+ATLAS = Atlas(
+    "toy",
+    12,
+    tuple(np.arange(12).reshape(3, 4)),
+    ("one", "two", "three"),
+    ("area",) * 3,
+    (1, 2, 3),
+    (4, 4, 8),
+    (1.0, 2.0, 3.0),
+)
 CEILING = CeilingMap(np.r_[np.full(8, 0.5), np.full(2, 0.01), np.nan, 0.25].astype(np.float32), {"Method": "made up"})
 
 

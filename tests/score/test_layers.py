@@ -36,10 +36,9 @@ def test_depth_runs_from_embedding_to_last_layer():
 
 def test_regions_are_averaged_over_their_finite_voxels():
     scores = np.array([[1.0, 3.0, 5.0, 7.0], [2.0, np.nan, 6.0, np.nan]], dtype=np.float32)
-    profile = layer_profile(scores, np.array([2, 2, 1, 3]), indices=(1, 2, 3, 9))
-    np.testing.assert_allclose(profile, [[5, 6], [2, 2], [7, np.nan], [np.nan, np.nan]])
-    with pytest.raises(ValueError, match="4 voxels and the labels 3"):
-        layer_profile(scores, np.array([1, 1, 1]), indices=(1,))
+    members = [np.array(own, dtype=int) for own in ([2], [0, 1], [3], [], [1, 2])]
+    profile = layer_profile(scores, members)
+    np.testing.assert_allclose(profile, [[5, 6], [2, 2], [7, np.nan], [np.nan, np.nan], [4, 6]])
 
 
 def test_profiles_of_models_of_different_size_meet_on_a_common_grid():

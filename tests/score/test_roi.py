@@ -9,10 +9,12 @@ from bids_mllm.score.roi import roi_table
 CONDITIONS = (Condition("generated", "AR"), Condition("stimulus"))
 ATLAS = Atlas(
     name="toy",
-    labels=np.array([1, 1, 0, 7, 7, 7]),
-    indices=(7, 1, 9),
-    names=("seven", "one", "absent"),
-    total_voxels=(6, 2, 4),
+    n_voxels=6,
+    members=(np.array([3, 4, 5]), np.array([0, 1]), np.array([], dtype=int), np.array([1, 3, 4])),
+    names=("seven", "one", "absent", "both"),
+    kinds=("area", "area", "area", "group"),
+    indices=(7, 1, 9, None),
+    total_voxels=(6, 2, 4, 4),
 )
 
 
@@ -51,7 +53,7 @@ def row_of(rows, roi, condition, layer):
 
 def test_there_is_a_row_for_every_space_choice_and_region(scores):
     rows = roi_table(scores, ATLAS)
-    assert len(rows) == 3 * (2 * 2 + 2 + 1)
+    assert len(rows) == 4 * (2 * 2 + 2 + 1)
     assert {row["layer"] for row in rows} == {0, 12, "best"}
 
 
@@ -66,6 +68,14 @@ def test_a_space_is_averaged_over_the_finite_voxels_of_a_region(scores):
     assert row["cv_r2"] == pytest.approx(0.95)
     assert row["alpha_edge_share"] == pytest.approx(1 / 2)
     assert row_of(roi_table(scores, ATLAS), "one", "stimulus", 0)["r"] == pytest.approx(12.5)
+
+
+def test_a_group_takes_voxels_of_two_areas_and_has_no_label(scores):
+    row = row_of(roi_table(scores, ATLAS), "both", "generatedAR", 12)
+    assert (row["kind"], row["roi_index"], row["n_voxels"]) == ("group", None, 3)
+    assert row["r"] == pytest.approx((7 + 9 + 10) / 3)
+    assert row["coverage"] == pytest.approx(3 / 4)
+    assert row_of(roi_table(scores, ATLAS), "seven", "generatedAR", 12)["kind"] == "area"
 
 
 def test_a_region_outside_the_mask_is_nan_with_no_coverage(scores):
@@ -92,6 +102,6 @@ def test_the_best_space_of_a_model(scores):
 
 
 def test_maps_and_atlas_must_have_the_same_voxels(scores):
-    short = Atlas("toy", np.array([1, 7]), (1, 7), ("one", "seven"), (2, 2))
+    short = Atlas("toy", 2, (np.array([0]), np.array([1])), ("one", "seven"), ("area", "area"), (1, 7), (2, 2))
     with pytest.raises(ValueError, match="6 samples and the atlas has 2"):
         roi_table(scores, short)
