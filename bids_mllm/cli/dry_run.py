@@ -1,6 +1,7 @@
 """The table of runs and the estimates that `--dry-run` prints."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -8,7 +9,8 @@ from bids_mllm.exceptions import CheckpointError, PackageError
 from bids_mllm.features.extractor import ExtractionPlan
 from bids_mllm.features.registry import load_family
 from bids_mllm.fit.memory import DOUBLE, SQUARES
-from bids_mllm.records import ParticipantDesign, Run, TRWindows
+from bids_mllm.io.derivatives import MapName
+from bids_mllm.records import Form, ParticipantDesign, Run, TRWindows
 from bids_mllm.workflows.facts import output_task
 from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
@@ -165,11 +167,21 @@ def _n_rows(design: ParticipantDesign) -> int:
 def _names(plan: StudyPlan) -> Sequence[str]:
     keys = [model.key for model in plan.models] + list(plan.settings.feature_table)
     names = ["dataset_description.json", "logs/CITATION.md"]
-    for design in plan.designs:
-        folder = f"sub-{design.participant}/func/sub-{design.participant}_task-{output_task(design)}"
-        names += [
-            f"sub-{design.participant}.html",
-            f"{folder}_space-{design.space}_desc-encoding_mask.nii.gz",
-        ]
-        names += [f"{folder}_space-{design.space}_model-{key}_stat-*_statmap.nii.gz" for key in keys]
+    for participant in dict.fromkeys(design.participant for design in plan.designs):
+        names.append(f"sub-{participant}.html")
+        for name in (_map_name(design) for design in plan.designs if design.participant == participant):
+            paths = [name.path(Path(), suffix="mask", desc="encoding")]
+            paths += [name.path(Path(), model=key, stat="*") for key in keys]
+            names += [path.as_posix() for path in paths]
     return names
+
+
+def _map_name(design: ParticipantDesign) -> MapName:
+    run = design.runs[0]
+    series = run.bold.name if run.bold else ""
+    dense: dict[Form, str] = {"volume": ".nii.gz", "surface": ".func.gii", "grayordinates": ".dscalar.nii"}
+    parcels = ".pscalar.nii" if series.endswith(".nii") else ".tsv"
+    return MapName(
+        design.participant, output_task(design), run.space, run.resolution, run.density, run.segmentation,
+        dense.get(run.form, parcels),
+    )  # fmt: skip

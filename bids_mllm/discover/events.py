@@ -39,15 +39,14 @@ class FrameRows:
     ----------
     stim_file
         The film, '' where the file does not name it.
-    onset, duration : (n_frames,) float
-        Seconds on the run's clock at which a frame came on and for which it stayed; NaN for an unknown duration.
+    onset : (n_frames,) float
+        Seconds on the run's clock at which a frame came on.
     frame_index, video_time : (n_frames,) float
         Number of the frame and its time in the film, in whatever unit the file has.
     """
 
     stim_file: str
     onset: FloatArray
-    duration: FloatArray
     frame_index: FloatArray
     video_time: FloatArray
 
@@ -141,20 +140,16 @@ def _stimulus_rows(path: Path, columns: Sequence[str], rows: Sequence[Line]) -> 
 
 
 def _frame_rows(path: Path, columns: Sequence[str], rows: Sequence[Line]) -> tuple[FrameRows, ...]:
-    films: dict[str, set[tuple[float, float, float, float]]] = {}
+    films: dict[str, set[tuple[float, float, float]]] = {}
     for number, row in rows:
         film = _text(row, "stim_file") if "stim_file" in columns else ""
         unnamed = "stim_file" in columns and film in MISSING
         if unnamed or any(_text(row, name) == "n/a" for name in FRAME_COLUMNS):
             continue
         onset, index, time = (_seconds(path, number, name, row[name]) for name in FRAME_COLUMNS)
-        duration = _seconds_or_none(path, number, "duration", row.get("duration"))
-        films.setdefault(film, set()).add((onset, -1.0 if duration is None else duration, index, time))
+        films.setdefault(film, set()).add((onset, index, time))
     tables = {film: np.array(sorted(cells)) for film, cells in films.items()}
-    return tuple(
-        FrameRows(film, table[:, 0], np.where(table[:, 1] < 0, np.nan, table[:, 1]), table[:, 2], table[:, 3])
-        for film, table in tables.items()
-    )
+    return tuple(FrameRows(film, table[:, 0], table[:, 1], table[:, 2]) for film, table in tables.items())
 
 
 def _text(row: Mapping[str, str | None], column: str) -> str:

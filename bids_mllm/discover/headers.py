@@ -36,10 +36,14 @@ class SeriesHeader:
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
 
     try:
         yield
-    except (ImageFileError, OSError, EOFError, ValueError, KeyError, zlib.error) as error:
+    except (
+        ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, KeyError, zlib.error
+    ) as error:  # fmt: skip
         raise InputDataError(f"{path} cannot be read as a series ({error}); fetch or preprocess it again.") from error
 
 
@@ -86,7 +90,7 @@ def _cifti(path: Path) -> SeriesHeader:
     import nibabel as nib
 
     with path.open("rb") as stream:
-        header = nib.Nifti2Header.from_fileobj(stream, check=False)
+        header = nib.Nifti2Header(stream.read(NIFTI2_BYTES))
         xml = stream.read(max(int(header["vox_offset"]) - NIFTI2_BYTES, 0))
     shape = header.get_data_shape()
     maps = [_attributes(tag) for tag in re.findall(rb"<MatrixIndicesMap\b[^>]*>", xml)]

@@ -38,7 +38,8 @@ class ProbeCache:
         known = self._known.get(str(path))
         if known is not None and known["signature"] == signature:
             return Stimulus(**(known["stimulus"] | {"path": path, "stim_file": stim_file}))
-        logger.info("Reading %s", path)
+        if path.exists():
+            logger.info("Reading %s", path)
         stimulus = probe_stimulus(path, stim_file, quick=self._quick)
         plain = {key: value for key, value in asdict(stimulus).items() if key != "path"}
         self._known[str(path)] = {"signature": signature, "stimulus": plain}

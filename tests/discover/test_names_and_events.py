@@ -6,7 +6,7 @@ import pytest
 
 from bids_mllm.discover.events import find_events, read_events, read_frames
 from bids_mllm.discover.names import FolderIndex, parse_name, read_json
-from bids_mllm.discover.stimulus_map import mapped_showings, read_stimulus_map
+from bids_mllm.discover.stimulus_map import idle_rows, mapped_showings, read_stimulus_map
 from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.records import Run, Showing
 
@@ -187,7 +187,6 @@ def test_frames_are_read_in_order_and_broken_rows_passed_over(tmp_path):
     assert film.onset.tolist() == [0.021, 0.061]
     assert film.frame_index.tolist() == [1, 2]
     assert film.video_time.tolist() == [0.0, 40.0]
-    assert [str(seconds) for seconds in film.duration] == ["nan", "0.04"]
 
 
 def test_frames_of_several_films_are_told_apart(tmp_path):
@@ -281,3 +280,35 @@ def test_a_map_without_a_column_or_that_is_not_there(tmp_path):
         read_stimulus_map(path)
     with pytest.raises(UsageError, match=r"cannot be read"):
         read_stimulus_map(tmp_path / "none.tsv")
+
+
+def test_a_map_may_name_participants(tmp_path):
+    path = tmp_path / "map.tsv"
+    path.write_text(
+        "participant\t" + HEADER + "sub-02\tmovie\tn/a\tn/a\ta.mkv\t0\t0\tn/a\n01\tmovie\t\t\tb.mkv\t0\t0\tn/a\n"
+    )
+    rows = read_stimulus_map(path)
+    assert [s.stim_file for s in mapped_showings(rows, run_of())] == ["b.mkv"]
+    assert [row.participant for row in rows] == ["02", "01"]
+
+
+@pytest.mark.parametrize(
+    ("times", "timed"), [("n/a\tn/a\tn/a", False), ("\t\t", False), ("0\tn/a\tn/a", True), ("n/a\tn/a\t5", True)]
+)
+def test_a_row_of_a_map_knows_whether_it_gives_times(tmp_path, times, timed):
+    (row,) = read_map(tmp_path, f"movie\t001\t1\ta.mkv\t{times}")
+    assert row.timed is timed
+    assert row.line == 2
+
+
+def test_rows_of_a_map_for_runs_that_are_not_there_name_the_line_and_the_runs(tmp_path):
+    rows = read_map(
+        tmp_path, "movie\tn/a\t1\ta.mkv\t0\t0\t1", "movi\tn/a\t2\tb.mkv\t0\t0\t1", "n/a\tn/a\tn/a\tc.mkv\t0\t0\t1"
+    )
+    (sentence,) = idle_rows(rows, [run_of(), run_of(run=2), run_of()], Path("map.tsv"))
+    assert sentence == (
+        "The stimulus map map.tsv, line 3: task movi, run 2 (b.mkv) is none of the runs, which are "
+        "sub-01_ses-001_task-movie_run-1, sub-01_ses-001_task-movie_run-2; correct the line."
+    )
+    many = [run_of(run=number) for number in range(2, 50)]
+    assert idle_rows(rows, many, Path("map.tsv"))[0].endswith("run-21 and 28 more; correct the line.")
