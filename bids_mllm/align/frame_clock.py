@@ -22,16 +22,11 @@ MIN_FRAME, MAX_FRAME = 1 / 500, 1 / 5
 
 
 class Frames(Protocol):
-    """Frames of one film in order of onset, each array (n_frames,); durations may be NaN."""
+    """Frames of one film in order of onset, each array (n_frames,)."""
 
     @property
     def onset(self) -> FloatArray:
         """Seconds on the run's clock."""
-        ...
-
-    @property
-    def duration(self) -> FloatArray:
-        """Seconds for which the frame stayed."""
         ...
 
     @property
@@ -60,8 +55,8 @@ def showings_from_frames(frames: Frames, stim_file: str, *, source: str) -> tupl
     Notes
     -----
     A new piece begins where the film jumps against the run by more than 0.5 s; pieces shorter than that are left
-    out. The rate is exactly 1 where the clocks drift by less than 1 ms over the piece, and is else rounded so that
-    the error stays below 0.1 ms.
+    out, and the last frame of a piece lasts as long as others do. The rate is exactly 1 where the clocks drift by
+    less than 1 ms over the piece, and is else rounded so that the error stays below 0.1 ms.
 
     Raises
     ------
@@ -86,14 +81,13 @@ def _piece(frames: Frames, media: FloatArray, rows: IntArray, stim_file: str) ->
     since = onset - onset[0]
     rate = _rate(since, media)
     start = float(np.mean(media) - rate * np.mean(since))
-    last = frames.duration[rows[-1]]
-    if np.isnan(last):
-        last = np.median(np.diff(onset)) if len(rows) > 1 else 0.0
+    # The last frame may have stayed on the screen while the film stood still.
+    last = float(np.median(np.diff(onset))) if len(rows) > 1 else 0.0
     return Showing(
         stim_file,
         run_onset=float(onset[0]),
         media_onset=round(start, 6),
-        duration=round(float(since[-1] + last), 6),
+        duration=round(float(since[-1]) + last, 6),
         rate=rate,
         residual=round(float(np.abs(media - start - rate * since).max()), 6),
     )

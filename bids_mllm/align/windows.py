@@ -10,7 +10,7 @@ from bids_mllm.records import BoolArray, FloatArray, Run, Showing, TRWindows, Wi
 #: Edges closer than this count as equal (seconds); floats of an hour are exact to 1e-12.
 EDGE_TOLERANCE = 1e-6
 #: Seconds by which a window may be longer or shorter on the clock of the stimulus than on the run's.
-LENGTH_TOLERANCE = 1e-3
+LENGTH_TOLERANCE = 5e-4
 #: Share of the window that lies before the instant that its position names.
 ANCHORS = {"end": 1.0, "center": 0.5, "start": 0.0}
 
@@ -87,8 +87,8 @@ def align_run(
 
 
 def _length(window: float, rate: float) -> float:
-    """Seconds of the stimulus in a window; exactly `window` while the drift within it is less than a millisecond, so
-    that runs of slightly different clocks share the reading of the film.
+    """Seconds of the stimulus in a window; exactly `window` where the drift within it does not count, so that runs of
+    slightly different clocks share the reading of the film.
     """
     return window if abs(rate - 1) * window < LENGTH_TOLERANCE else window * rate
 

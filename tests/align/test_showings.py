@@ -84,6 +84,30 @@ def test_rows_of_unknown_duration_are_ambiguous_though_their_onsets_fit():
         showings(Row("a.wav", 0.0, 100.0), Row("a.wav", 100.0, None), a=100.0)
 
 
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [
+        ([(1.5, 13.0), (16.5, None)], None),
+        ([(1.5, None), (16.5, None)], None),
+        ([(1.5, None), (16.5, 422.0)], 437.0),
+        ([(1.5, None), (16.5, None), (200.0, 10.0), (438.0, 0.5)], 437.0),
+        ([(1.5, 13.0), (16.5, 400.0), (420.0, None), (430.0, None)], None),
+    ],
+)
+def test_music_and_story_whose_durations_are_not_all_given(rows, seconds):
+    made, rule = showings(*[Row("a.wav", at, length) for at, length in rows], a=437.0)
+    assert made == (Showing("a.wav", 1.5, 0.0, seconds),)
+    assert rule == "one continuous playback"
+
+
+@pytest.mark.parametrize(
+    "rows", [[(0.0, None), (437.0, None)], [(0.0, 437.0), (450.0, None)], [(0.0, 500.0), (20.0, None)]]
+)
+def test_rows_that_lie_beyond_the_media_are_not_one_playback_of_unknown_duration(rows):
+    with pytest.raises(InputDataError, match=r"names a.wav in 2 rows"):
+        showings(*[Row("a.wav", at, length) for at, length in rows], a=437.0)
+
+
 def test_a_media_of_unknown_duration_is_ambiguous():
     with pytest.raises(InputDataError, match=r"media lasts unknown"):
         showings(Row("a.wav", 0.0, 10.0), Row("a.wav", 10.0, 10.0), a=None)

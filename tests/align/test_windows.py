@@ -213,6 +213,57 @@ def test_a_grid_for_a_stream_of_another_length_keeps_its_rows():
     assert grid_for_duration(grid, 100.0) == grid
 
 
+def report_of(*showings, rule="one row", film=100.0, **run):
+    made = Run("01", None, "t", None, "T1w", None, None, None, TR, run.pop("start", 0.0), run.pop("n_volumes"), None,
+               showings, rule)  # fmt: skip
+    return align_run(made, {s.stim_file: film for s in showings}).report
+
+
+@pytest.mark.parametrize(
+    ("showings", "without_film", "without_run"),
+    [
+        ((Showing("a", 0.0),), 149.0 - 100.0, 0.0),
+        ((Showing("a", -30.0),), 149.0 - 70.0, 30.0),
+        ((Showing("a", 100.0),), 100.0, 51.0),
+        ((Showing("a", 10.0, 0.0, 50.0), Showing("a", 40.0, 0.0, 50.0)), 149.0 - 80.0, 0.0),
+        ((Showing("a", 300.0, 0.0, 50.0),), 149.0, 50.0),
+        ((Showing("a", 0.0, 0.0, None, 0.5),), 0.0, 51.0),
+        ((), 149.0, 0.0),
+    ],
+)
+def test_seconds_of_the_run_without_film_and_of_the_film_without_run(showings, without_film, without_run):
+    report = report_of(*showings, n_volumes=100)
+    assert report["run_without_film_seconds"] == pytest.approx(without_film, abs=MS)
+    assert report["film_without_run_seconds"] == pytest.approx(without_run, abs=MS)
+
+
+def test_a_run_that_starts_late_is_counted_from_its_first_volume():
+    report = report_of(Showing("a", 0.0), n_volumes=10, start=0.745)
+    assert report["run_without_film_seconds"] == 0.0
+    assert report["film_without_run_seconds"] == pytest.approx(100 - 14.9, abs=MS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "duration", "seconds"),
+    [
+        ("one row", 90.0, 10.0),
+        ("one continuous playback", 103.0, 3.0),
+        ("one row and stimulus map", 90.0, 10.0),
+        ("stimulus map", 90.0, 0.0),
+        ("explicit column", 103.0, 3.0),
+        ("frame clock", 90.0, 0.0),
+    ],
+)
+def test_what_is_unexplained_depends_on_whether_the_part_shown_is_stated(rule, duration, seconds):
+    assert report_of(Showing("a", 0.0, 0.0, duration), rule=rule, n_volumes=50)["unexplained_seconds"] == seconds
+
+
+def test_a_run_without_a_frame_clock_has_no_residual():
+    report = report_of(Showing("a", 0.0), n_volumes=10)
+    assert report["frame_clock_residual_seconds"] is None
+    assert report["frame_clock_drift_seconds"] is None
+
+
 seconds = st.integers(-50_000_000, 50_000_000).map(lambda us: us / 1e6)
 
 
@@ -227,21 +278,25 @@ seconds = st.integers(-50_000_000, 50_000_000).map(lambda us: us / 1e6)
     window=st.none() | st.integers(100_000, 9_000_000).map(lambda us: us / 1e6),
     position=st.sampled_from(["end", "center", "start"]),
     n_volumes=st.integers(0, 80),
+    rate=st.just(1.0) | st.integers(950_000, 1_050_000).map(lambda ppm: ppm / 1e6),
 )
 def test_every_valid_window_equals_its_row_and_lies_inside(
-    tr, start, onset, media_onset, duration, film, window, position, n_volumes
+    tr, start, onset, media_onset, duration, film, window, position, n_volumes, rate
 ):
-    showing = Showing("a", onset, media_onset, duration)
+    showing = Showing("a", onset, media_onset, duration, rate)
     windows = align(showing, film=film, window=window, position=position, tr=tr, start=start, n_volumes=n_volumes)
     check(windows)
     length = tr if window is None else window
-    last = film if duration is None else min(film, media_onset + duration)
+    asked, length = length, windows.grids[0].length
+    assert length == pytest.approx(asked * rate, abs=5e-4)
+    last = film if duration is None else min(film, media_onset + duration * rate)
     first, end = windows.start[windows.valid], windows.end[windows.valid]
     assert (first >= media_onset - 1.001e-6).all()
     assert (end <= last + 1.001e-6).all()
     np.testing.assert_allclose(end - first, length, atol=1e-9)
     # the volumes left out do not fit
-    offset = {"end": tr - length, "center": (tr - length) / 2, "start": 0.0}[position]
-    at = start + np.arange(n_volumes) * tr + offset - onset + media_onset
+    anchor = {"end": tr, "center": tr / 2, "start": 0.0}[position]
+    before = {"end": length, "center": length / 2, "start": 0.0}[position]
+    at = (start + np.arange(n_volumes) * tr + anchor - onset) * rate - before + media_onset
     fits = (at >= media_onset + 1e-5) & (at + length <= last - 1e-5)
     assert not (fits & ~windows.valid).any()

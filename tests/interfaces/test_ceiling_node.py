@@ -45,6 +45,25 @@ def viewer_of(folder, runs, *, participant="01", test_runs=None, series=None):
     return Viewer(design, rows, path)
 
 
+def test_viewings_of_drifting_clocks_are_paired_on_the_clock_of_the_film(tmp_path):
+    """In the second viewing the film runs 2 % slow, so that its volume k is at 0.98 x 2 k s: by counting it is off by
+    six volumes at the end.
+    """
+    straight, slow = (Showing("a", 0.0, 0.0, None, rate) for rate in (1.0, 0.98))
+    runs = tuple(
+        Run("01", None, f"t{n}", None, "T1w", None, None, None, TR, 0.0, volumes, None, (showing,))
+        for n, (showing, volumes) in enumerate([(straight, 300), (Showing("b", 0.0), 100), (slow, 300)])
+    )
+    windows = tuple(align_run(run, {"a": 2000.0, "b": 2000.0}) for run in runs)
+    design = ParticipantDesign("01", "T1w", runs, windows, (), (0, 2))
+    viewer = Viewer(design, make_rows(design, delays=DELAYS, cv=CVOptions(n_folds=2)), tmp_path / "none.npy")
+    (matched,) = repeat_rows(viewer)
+    one, other = (viewer.rows.volume_of_row[rows] for rows in matched)
+    # Volume j of the first shows the film from 2 j s on, volume k of the second, up to 299, from 1.96 k s on.
+    np.testing.assert_array_equal(one, np.arange(2, 294))
+    np.testing.assert_array_equal(other, np.rint(one / 0.98))
+
+
 def test_viewings_are_paired_on_the_clock_and_not_by_counting(tmp_path):
     """The second viewing starts 6 s later in its run and is shorter: volume 10 of one is volume 13 of the other."""
     viewer = viewer_of(tmp_path, [("a", 0.0, 60), ("b", 0.0, 50), ("a", 6.0, 45)], test_runs=(0, 2))
