@@ -28,7 +28,8 @@ def plan_atlases(
     settings
     designs
     only_find
-        Do not load the atlases on the grids of the maps, which needs the files of the runs.
+        Do not load the atlases on the grids of the maps, which needs the files of the runs, and only warn of names
+        that serve no place.
 
     Returns
     -------
@@ -43,7 +44,7 @@ def plan_atlases(
     """
     items, groups = atlas_items(settings.atlas), load_groups(settings.rois)
     runs = {design.place: design.runs[0] for design in designs}
-    found = _found(items, runs, settings)
+    found = _found(items, runs, settings, tolerate_missing=only_find)
     atlases = {place: tuple(replace(files, groups=groups) for files in own) for place, own in found.items()}
     if settings.rois is not None and not any(atlases.values()):
         raise UsageError(f"--rois {settings.rois} needs regions to group; give an atlas with --atlas.")
@@ -55,7 +56,7 @@ def plan_atlases(
 
 
 def _found(
-    items: Sequence[AtlasItem], runs: Mapping[str, Run], settings: Settings
+    items: Sequence[AtlasItem], runs: Mapping[str, Run], settings: Settings, *, tolerate_missing: bool
 ) -> dict[str, tuple[AtlasFiles, ...]]:
     """Find every atlas in every place; one that serves some places only is left out of the others, with a warning."""
     found: dict[str, list[AtlasFiles]] = {place: [] for place in runs}
@@ -67,7 +68,7 @@ def _found(
                 found[place].append(find_atlas(item, run, settings.atlas_dir))
             except UsageError as error:
                 faults[place] = error
-        if faults and len(faults) == len(dense):
+        if faults and len(faults) == len(dense) and (item.sources or not tolerate_missing):
             raise next(iter(faults.values()))
         for place, fault in faults.items():
             logger.warning("No tables of %s are written for %s: %s", item.name, place, fault)

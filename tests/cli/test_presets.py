@@ -39,6 +39,7 @@ def test_the_study_of_2025_is_what_its_paper_states(there):
     assert settings.noise_ceiling == "participants-exponential"
     assert (settings.n_permutations, settings.permutation_method, settings.block_length) == (5000, "block", 10)
     assert settings.fdr == "bh"
+    assert settings.atlas == ("Glasser",)
 
 
 def test_its_models_are_in_the_registry_and_its_kinds_are_all_there(there):
@@ -147,6 +148,7 @@ def test_a_dry_run_with_a_preset_needs_no_checkpoint(call, study, tmp_path):
     sides = {row["task"]: row["split"] for row in rows_of(result)}
     assert {side for task, side in sides.items() if task.startswith(("bourne", "wolf"))} == {"train"}
     assert {side for task, side in sides.items() if task.startswith("life")} == {"test"}
+    assert "No tables of Glasser are written for MNI152NLin2009cAsym" in result.err
     for key in ("qwen25vl7b", "kimiaudio7b", "ast"):
         assert f"{key}: not in the estimates" in result.err
     assert not (tmp_path / "out").exists()
