@@ -37,7 +37,7 @@ def clock_warnings(check: ClockCheck) -> tuple[str, ...]:
     """Return one sentence for each curve that stands out and peaks where no haemodynamic response does."""
     low, high = EXPECTED_PEAK
     return tuple(
-        f"BOLD follows the {name} of the stimuli best after {_seconds(check, peak)} s, but a haemodynamic response "
+        f"BOLD follows the {name} of the stimuli best after {_seconds(check, peak)}, but a haemodynamic response "
         f"peaks {low:g} to {high:g} s after what it answers to, so the clocks of runs and stimuli seem to disagree: "
         "check StartTime and the onsets of the events, whether each run is paired with the film that it showed, and "
         "whether volumes were removed."
@@ -49,13 +49,13 @@ def clock_warnings(check: ClockCheck) -> tuple[str, ...]:
 def _seconds(check: ClockCheck, peak: float) -> str:
     """Return a peak as text; at an end of the curve it may lie beyond."""
     if peak >= check.lags[-1]:
-        return f"{peak:.1f} or more"
-    return f"{peak:.1f} or fewer" if peak <= check.lags[0] else f"{peak:.1f}"
+        return f"{peak:.1f} s or more"
+    return f"{peak:.1f} s or less" if peak <= check.lags[0] else f"{peak:.1f} s"
 
 
 def _alternative(check: ClockCheck) -> str:
     peaks = [
-        f"that of {name} is highest at {_seconds(check, peak)} s (r = {r.max():.3f})"
+        f"that of {name} is highest at {_seconds(check, peak)} (r = {r.max():.3f})"
         if np.isfinite(peak)
         else f"that of {name} does not stand out (r up to {r.max():.3f})"
         for name, peak, r in zip(check.features, check.peaks, check.r, strict=True)

@@ -155,7 +155,7 @@ class _Half:
 
         `chosen` (n_voxels,) is 1 or -1 for the voxels that count and 0 for the others.
         """
-        mean = np.concatenate([y @ chosen.astype(y.dtype) for y in self.series]) / np.abs(chosen).sum()
+        mean = np.concatenate([y @ chosen.astype(y.dtype) for y in self.series]) / max(1, np.abs(chosen).sum())
         feature = np.concatenate(self.features)
         curve: FloatArray = mean @ feature / len(mean)
         if len(mean) < max(2 * least, FEWEST_VOLUMES):
