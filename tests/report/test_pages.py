@@ -1,7 +1,7 @@
 """The pages are whole, self-contained, escaped and readable without sight."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from importlib.resources import files
 from itertools import pairwise
@@ -245,6 +245,22 @@ def test_alignment_counts_masked_rows_before_between_and_after() -> None:
     windows.index[:] = -1
     (row,) = alignment_table([run], [windows]).rows
     assert row[2:6] == (60, 0, 0, 0)
+
+
+def test_alignment_shows_the_frame_clock_where_a_run_has_one() -> None:
+    runs = [make_run("life01"), make_run("life02")]
+    windows = [make_windows(run) for run in runs]
+    assert len(alignment_table(runs, windows).columns) == 9
+    drifting = dict(windows[1].report) | {
+        "run_without_film_seconds": 4.5, "film_without_run_seconds": 0.0,
+        "frame_clock_drift_seconds": -0.45, "frame_clock_residual_seconds": 0.0124,
+    }  # fmt: skip
+    table = alignment_table(runs, [windows[0], replace(windows[1], report=drifting)])
+    assert table.columns[9:] == (
+        "BOLD without stimulus (s)", "Stimulus without BOLD (s)", "Drift of the frame clock (s)",
+        "Residual of the frame clock (s)",
+    )  # fmt: skip
+    assert [row[9:] for row in table.rows] == [(None, None, None, None), ("4.500", "0.000", "-0.450", "0.012")]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def test_names_of_the_outputs(finished):
         "model-qwen25vltiny_stat-bestcondition_statmap.nii.gz",
         "model-qwen25vltiny_stat-r_desc-generatedESA_statmap.nii.gz",
         "model-qwen25vltiny_stat-cvr2_desc-media_statmap.json",
+        "stat-clocklag_statmap.tsv",
+        "stat-clocklag_statmap.json",
         "model-motionenergy_stat-alpha_desc-stimulus_statmap.nii.gz",
     ):
         assert (func / f"{stem}_{name}").is_file(), name
@@ -112,6 +114,9 @@ def test_sidecar_holds_what_is_needed_to_redo_the_fit(finished):
     assert sidecar["Model"]["Instructions"]["AR"] == "What are the main events captured in the video?"
     assert len(sidecar["ConfoundRegressors"]) == 24
     assert sidecar["Libraries"]["himalaya"]
+    assert {run["rule"] for run in sidecar["Alignment"]} == {"one row"}
+    assert sorted(run["run"] for run in sidecar["Alignment"]) == sorted(sidecar["TrainRuns"] + sidecar["TestRuns"])
+    assert all(run["unexplained_seconds"] < 1 for run in sidecar["Alignment"])
     name = "sub-01/ses-001/func/sub-01_ses-001_task-wolf01_space-MNI152NLin2009cAsym_desc-preproc_bold.nii.gz"
     assert f"bids:fmriprep:{name}" in sidecar["Sources"]
     assert "bids:raw:task-wolf01_events.tsv" in sidecar["Sources"]
