@@ -76,6 +76,7 @@ class ParticipantPage:
     runs: tuple[Run, ...] = ()
     windows: tuple[TRWindows, ...] = ()
     dropped: tuple[DroppedRun, ...] = ()
+    clock: tuple[Block, ...] = ()
     models: tuple[ModelCard, ...] = ()
     checks: tuple[Block, ...] = ()
     cross_validation: CrossValidation | None = None
@@ -126,6 +127,7 @@ def render_participant(page: ParticipantPage) -> str:
         _inputs(page),
         Section("dropped", "Runs left out", "No run was left out.", _dropped(page.dropped)),
         Section("alignment", "Alignment with the stimuli", "No run was aligned.", _alignment(page)),
+        Section("clock", "Clocks", "The clocks were not checked, which needs films or sounds.", page.clock),
         _models(page.models),
         Section("checks", "Do the instructions matter?", "No check of the features was found.", page.checks),
         Section("cv", "Cross-validation", "No cross-validation was made.",

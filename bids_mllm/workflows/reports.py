@@ -21,11 +21,13 @@ from bids_mllm.io.results import ModelResult, find_results
 from bids_mllm.io.tables import read_feature_table
 from bids_mllm.records import ModelSpec, ParticipantDesign
 from bids_mllm.report.citations import citation_files
+from bids_mllm.report.clock_charts import clock_blocks, clock_warnings
 from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
 from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant
 from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.checks import check_blocks, found_checks
+from bids_mllm.workflows.clock import found_clock
 from bids_mllm.workflows.comparisons import comparison_tables
 from bids_mllm.workflows.facts import cv_words, library_versions, output_task
 from bids_mllm.workflows.pictures import (
@@ -231,12 +233,14 @@ def write_participant_report(
     checks = found_checks(plan.settings.output_dir, [model.key for model in plan.models])
     rows = make_rows(design, delays=plan.settings.delays, cv=cv_options(plan.settings, design.participant))
     pictures, tables = roi_content(results)
+    clock = found_clock(plan.settings.output_dir, design)
     page = ParticipantPage(
         participant=design.participant,
         app_version=__version__,
         created=now(),
         warnings=(
             *participant_warnings(plan, design, results, failed=bool(failures)),
+            *(() if clock is None else clock_warnings(clock)),
             *conditioning_warnings(checks),
         ),
         errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
@@ -244,6 +248,7 @@ def write_participant_report(
         runs=design.runs,
         windows=design.windows,
         dropped=design.dropped,
+        clock=() if clock is None else clock_blocks(clock),
         models=cards,
         checks=check_blocks(plan.settings.output_dir, checks),
         cross_validation=CrossValidation(

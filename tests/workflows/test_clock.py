@@ -12,7 +12,8 @@ from bids_mllm.interfaces.clock import check_clock
 from bids_mllm.io.bold import prepare_runs
 from bids_mllm.io.clock import load_fast_features
 from bids_mllm.report.clock_charts import clock_warnings
-from bids_mllm.simulate.dataset import simulate_dataset
+from bids_mllm.simulate import dataset
+from bids_mllm.simulate.drivers import make_drivers
 from bids_mllm.workflows.clock import connect_clock, fast_feature_nodes
 from bids_mllm.workflows.plan import plan_study
 
@@ -21,7 +22,12 @@ from bids_mllm.workflows.plan import plan_study
 def watched(tmp_path_factory):
     """Plan, and design, series and fast features of a participant who saw eleven minutes of film."""
     folder = tmp_path_factory.mktemp("clock")
-    study = simulate_dataset(folder / "bids", participants=1, run_seconds=130.0, runs={"bourne": 5}, seed=4)
+    with pytest.MonkeyPatch.context() as patch:
+        # Answers of the language model take long and have no say in this.
+        patch.setattr(
+            dataset, "make_drivers", lambda *given: tuple(d for d in make_drivers(*given) if d.name != "model")
+        )
+        study = dataset.simulate_dataset(folder / "bids", participants=1, run_seconds=130.0, runs={"bourne": 5}, seed=4)
     words = (study, folder / "out", "participant", "--models", "motionenergy", "--sloppy", "-w", folder / "work")
     plan = plan_study(parse_settings([str(word) for word in words]))
     (design,) = plan.designs
