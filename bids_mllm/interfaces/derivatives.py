@@ -20,6 +20,7 @@ from bids_mllm.interfaces.participant_tables import (
     score_rows,
 )
 from bids_mllm.io.atlas import load_atlas
+from bids_mllm.io.clock import load_clock, write_clock_table
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_map, write_mask, write_table
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json, written_record
@@ -40,6 +41,7 @@ class _MapsInputSpec(BaseInterfaceInputSpec):
     scores = File(exists=True, mandatory=True, desc="JSON that FitScores wrote")
     ceiling = File(exists=True, desc="npz that EstimateCeiling wrote")
     joint = File(exists=True, desc="JSON that FitJointly wrote")
+    clock = File(exists=True, desc="npz that CheckClock wrote")
     facts = traits.Str(mandatory=True, desc="JSON: what every sidecar of this participant says")
     atlases = traits.List(traits.Str(), desc="label images")
     atlas_digests = traits.List(traits.Str(), desc="of images and tables, so that changed ones count")
@@ -75,6 +77,8 @@ class WriteMaps(SimpleInterface):
             target.forget(model)
         written = [*target.write_encoding_mask(bold), *target.write_split(fitted["folds"])]
         written += target.write_ceiling()
+        if isdefined(self.inputs.clock):
+            written += target.write_clock(Path(self.inputs.clock))
         written += target.write_comparisons(list(index), block_reader(index), atlases, options)
         if isdefined(self.inputs.joint):
             written += target.write_joint(read_json(Path(self.inputs.joint)), facts["models"], atlases)
@@ -216,6 +220,12 @@ class _Target:
             return []
         values: Iterable[Map] = [("noiseceiling", None, self.ceiling.ceiling, {})]
         return self.write_maps(None, values, dict(self.facts))
+
+    def write_clock(self, check: Path) -> list[Path]:
+        """Write the check of the clocks."""
+        path = self.name.path(self.output_dir, extension=".tsv", stat="clocklag")
+        write_clock_table(path, load_clock(check), self.facts)
+        return [path]
 
     def forget(self, model: str) -> None:
         """Remove the map by which a model counts as finished; it is written again last."""

@@ -25,6 +25,7 @@ from bids_mllm.io.files import read_json, still_written, write_text_if_changed
 from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import ModelSpec, ParticipantDesign, WindowGrid
 from bids_mllm.workflows.checks import check_node
+from bids_mllm.workflows.clock import connect_clock, fast_feature_nodes
 from bids_mllm.workflows.facts import map_facts
 from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
@@ -48,11 +49,13 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
     _connect_checks(workflow, plan, [node for nodes in features.values() for node in nodes])
     for design in plan.designs:
         write_text_if_changed(_design_file(plan, design), design_to_text(design))
+    fast = fast_feature_nodes(plan)
     bolds = {(design.participant, design.place): _bold_node(plan, design) for design in plan.designs}
     for design in plan.designs:
         bold = bolds[design.participant, design.place]
         maps = _connect_participant(workflow, plan, design, features, bold, device)
         _connect_ceiling(workflow, plan, design, bolds, maps, device)
+        connect_clock(workflow, design, fast, bold, maps)
     return workflow
 
 
