@@ -8,7 +8,7 @@ from bids_mllm.fit.cv_file import folds_from_values, folds_to_values
 from bids_mllm.fit.delays import delay_rows, delayed_valid
 from bids_mllm.fit.design import DelayedRows, Design, delayed_design, delayed_rows, feature_design, kernel_design
 from bids_mllm.fit.folds import SegmentClock, group_repeats, make_folds
-from bids_mllm.fit.memory import FitMemory, block_bytes, fit_memory
+from bids_mllm.fit.memory import FitMemory, block_bytes, fit_memory, joint_memory, part_of_targets
 from bids_mllm.fit.participants import scores_from_participants
 from bids_mllm.fit.projection import equal_rank_columns
 from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge
@@ -39,8 +39,10 @@ __all__ = [
     "folds_to_values",
     "group_repeats",
     "high_pass_rows",
+    "joint_memory",
     "kernel_design",
     "make_folds",
+    "part_of_targets",
     "prepare_targets",
     "scores_from_participants",
     "zscore_segments",

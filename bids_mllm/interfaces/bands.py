@@ -1,8 +1,8 @@
 """Nodes that fit several feature spaces jointly: bands of models, and pairs of instructions of one model."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from tqdm import tqdm
 from bids_mllm.exceptions import DesignError
 from bids_mllm.fit.banded import BandedFit, band_weights, fit_banded, gram_of
 from bids_mllm.fit.design import Design
+from bids_mllm.fit.memory import joint_memory, part_of_targets
 from bids_mllm.fit.ridge import alpha_grid, fit_ridge
+from bids_mllm.interfaces.brain import Brain
 from bids_mllm.interfaces.encoding import (
-    Brain,
     FitOptions,
     ModelFeatures,
     Space,
@@ -65,6 +66,7 @@ class _JointInputSpec(BaseInterfaceInputSpec):
     bands = traits.Str("[]", usedefault=True, desc="JSON list of the fields of each Band to fit jointly")
     partition = traits.Str("{}", usedefault=True, desc="JSON: for each model the keys of the instructions to pair")
     device = traits.Str("cpu", usedefault=True, nohash=True)
+    memory_bytes = traits.Int(2**34, usedefault=True, nohash=True, desc="memory that may be taken in all")
     max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True)
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     app_version = traits.Str(mandatory=True)
@@ -88,10 +90,12 @@ class FitJointly(SimpleInterface):
         bands = _bands(self.inputs.bands)
         if bands:
             written["bands"] = str(folder / "bands.npz")
-            save_bands(folder / "bands.npz", work.fit_bands(bands))
+            parts = work.parts(len(bands), len(bands), self.inputs.memory_bytes)
+            save_bands(folder / "bands.npz", join_bands([part.fit_bands(bands) for part in parts]))
         for number, (model, instructions) in enumerate(json.loads(self.inputs.partition).items()):
             path = folder / f"pairs_{number}.npz"
-            save_pairs(path, work.fit_pairs(model, instructions))
+            parts = work.parts(len(instructions), 2, self.inputs.memory_bytes)
+            save_pairs(path, join_pairs([part.fit_pairs(model, instructions) for part in parts]))
             written["pairs"][model] = str(path)
         write_json(folder / "joint.json", written)
         self._results["joint"] = str(folder / "joint.json")
@@ -125,7 +129,9 @@ class _Joint:
         lost = lost_windows(manifests)
         design = without_windows(design, {key: set(reasons) for key, reasons in lost.items()})
         rows = make_rows(design, delays=options.delays, cv=options.cv)
-        brain = Brain(Path(read_json(Path(inputs.bold))["series"]), rows, inputs.device, options)
+        brain = Brain(
+            Path(read_json(Path(inputs.bold))["series"]), rows, inputs.device, wide=options.solver == "himalaya"
+        )
         wanted = dict.fromkeys([*(band.model for band in _bands(inputs.bands)), *json.loads(inputs.partition)])
         features = {
             model: ModelFeatures(design, model, [one for one in manifests if one["model"] == model], options)
@@ -134,6 +140,16 @@ class _Joint:
         index = read_json(Path(inputs.scores))["models"]
         scores = {model: load_scores(Path(index[model]["scores"])) for model in wanted}
         return cls(brain, features, scores, options, inputs.max_block_bytes)
+
+    def parts(self, n_kernels: int, n_joint: int, memory_bytes: int) -> "Iterator[_Joint]":
+        """Give the same work in as many voxels at once as fit into memory."""
+        rows, brain = self.brain.rows, self.brain
+        n_test = max(len(fold.test) for fold in rows.folds)
+        need = joint_memory(
+            len(rows.run_of_row), n_test, brain.n_voxels, n_kernels=n_kernels, n_joint=n_joint, wide=brain.wide
+        )
+        for part in brain.parts(part_of_targets(need, brain.n_voxels, memory_bytes)):
+            yield _Joint(part, self.features, self.scores, self.options, self.max_block_bytes)
 
     def design(self, model: str, condition: Condition, layer: int) -> Design:
         """Design of one feature space."""
@@ -230,6 +246,21 @@ class _Joint:
     def _score(self, predictions: FloatArray, fold: Fold) -> ColumnScores:
         scored = scored_predictions(predictions, fold)
         return score_fold(self.brain.Y, scored, fold, self.brain.rows.segment_of_row, device=self.brain.device)
+
+
+def join_bands(parts: Sequence[BandScores]) -> BandScores:
+    """Put together the scores of parts of the voxels, in their order."""
+    names = ("r", "r2", "product_r2", "r_without", "r2_without", "weights")
+    return replace(parts[0], **_concatenated(parts, names))
+
+
+def join_pairs(parts: Sequence[PairScores]) -> PairScores:
+    """Put together the scores of parts of the voxels, in their order."""
+    return replace(parts[0], **_concatenated(parts, ("r", "r2", "pair_r", "pair_r2")))
+
+
+def _concatenated(parts: Sequence[BandScores] | Sequence[PairScores], names: Sequence[str]) -> dict[str, Any]:
+    return {name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names}
 
 
 def instructed_conditions(

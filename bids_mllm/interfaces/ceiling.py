@@ -11,6 +11,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, InputMultiPath,
 
 from bids_mllm.exceptions import DesignError
 from bids_mllm.fit.design import feature_design
+from bids_mllm.fit.memory import joint_memory, part_of_targets
 from bids_mllm.fit.participants import scores_from_participants
 from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.fit.targets import prepare_targets
@@ -42,6 +43,7 @@ class _CeilingInputSpec(BaseInterfaceInputSpec):
     cvs = traits.Str(mandatory=True, desc="JSON list: the options of each participant's fit, in the same order")
     method = traits.Str(mandatory=True)
     device = traits.Str("cpu", usedefault=True, nohash=True)
+    memory_bytes = traits.Int(2**34, usedefault=True, nohash=True, desc="memory that may be taken in all")
     max_block_bytes = traits.Int(2**31, usedefault=True, nohash=True)
     use_gpu = traits.Bool(False, usedefault=True, nohash=True)
     app_version = traits.Str(mandatory=True)
@@ -69,8 +71,9 @@ class EstimateCeiling(SimpleInterface):
             ceiling = ceiling_from_repeats(viewers[0])
         else:
             ceiling = ceiling_from_participants(
-                viewers, options[0], self.inputs.method, self.inputs.device, self.inputs.max_block_bytes
-            )
+                viewers, options[0], self.inputs.method, self.inputs.device, self.inputs.max_block_bytes,
+                memory_bytes=self.inputs.memory_bytes,
+            )  # fmt: skip
         path = Path(runtime.cwd) / "ceiling.npz"
         save_ceiling(path, ceiling)
         self._results["ceiling"] = str(path)
@@ -85,9 +88,18 @@ class Viewer:
     rows: Rows
     series: Path
 
-    def targets(self) -> FloatArray:
-        """Rows of the BOLD, z-scored per run."""
-        return stack_targets(np.load(self.series, mmap_mode="r"), self.rows)
+    @property
+    def n_voxels(self) -> int:
+        """Voxels of the series; its values are not read."""
+        return int(np.load(self.series, mmap_mode="r").shape[1])
+
+    def targets(self, voxels: slice = slice(None)) -> FloatArray:
+        """Rows of the BOLD in some voxels, z-scored per run."""
+        return stack_targets(self.series, self.rows, voxels)
+
+    def tiles(self, size: int) -> list[slice]:
+        """Voxels in tiles of at most `size`."""
+        return [slice(start, start + size) for start in range(0, self.n_voxels, size)]
 
     def moments(self) -> "list[tuple[str, float]]":
         """What each row shows: the stimulus and the second in it at which its window starts."""
@@ -102,9 +114,8 @@ def ceiling_from_repeats(viewer: Viewer) -> CeilingMap:
     matched = matched_repeats(viewer)
     if matched is None:
         raise DesignError(no_repeats(viewer.design.participant))
-    Y = viewer.targets()
-    tiles = [slice(start, start + VOXEL_TILE) for start in range(0, Y.shape[1], VOXEL_TILE)]
-    single = np.concatenate([repeat_ceiling(Y[:, tile][matched], averaged=False) for tile in tiles])
+    tiles = viewer.tiles(VOXEL_TILE)
+    single = np.concatenate([repeat_ceiling(viewer.targets(tile)[matched], averaged=False) for tile in tiles])
     counts = scored_viewings(viewer.rows.folds)
     brought = ", brought to the mean of viewings by Spearman and Brown's formula" if max(counts) > 1 else ""
     facts = {
@@ -176,7 +187,13 @@ def repeat_rows(viewer: Viewer) -> list[list[IntArray]]:
 
 
 def ceiling_from_participants(
-    viewers: Sequence[Viewer], options: FitOptions, method: str, device: str, max_block_bytes: int
+    viewers: Sequence[Viewer],
+    options: FitOptions,
+    method: str,
+    device: str,
+    max_block_bytes: int,
+    *,
+    memory_bytes: int = 2**34,
 ) -> CeilingMap:
     """Ceiling of the first participant by predicting it from subsets of the others, extrapolated.
 
@@ -191,18 +208,14 @@ def ceiling_from_participants(
     kernels = {
         label: Gram(viewer, places).on(device) for label, viewer, places in zip(labels, others, matched, strict=True)
     }
-    Y = target.targets()[own]
-    low, high, n_alphas = options.alphas
-    segment = target.rows.segment_of_row[own]
-
-    def score(predictions: FloatArray, fold: Fold) -> FloatArray:
-        return score_fold(Y, scored_predictions(predictions, fold), fold, segment, device=device).r
-
     subsets = chosen_subsets(labels)
-    scores = scores_from_participants(
-        kernels, prepare_targets(Y, folds, device=device), folds, subsets,
-        alphas=alpha_grid(low, high, int(n_alphas)), score=score, device=device, max_block_bytes=max_block_bytes,
-    )  # fmt: skip
+    n_test = max(len(fold.test) for fold in folds)
+    need = joint_memory(
+        len(target.rows.run_of_row), n_test, target.n_voxels, n_kernels=len(kernels) + 1, n_joint=1, wide=False
+    )
+    predict = Predictor(kernels, folds, subsets, target.rows.segment_of_row[own], options, device, max_block_bytes)
+    tiles = target.tiles(part_of_targets(need, target.n_voxels, memory_bytes))
+    scores = np.concatenate([predict(target.targets(tile)[own]) for tile in tiles], axis=1)
     curve: Literal["exponential", "reliability"] = (
         "exponential" if method == "participants-exponential" else "reliability"
     )
@@ -216,6 +229,32 @@ def ceiling_from_participants(
         "Of": scored_words(scored_viewings(folds)),
     }
     return CeilingMap(fitted.ceiling.astype(np.float32), facts)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Predicts voxels of one participant from subsets of the others, on the rows that all have."""
+
+    kernels: Mapping[str, Any]
+    folds: Sequence[Fold]
+    subsets: Sequence[Sequence[str]]
+    segment: IntArray
+    options: FitOptions
+    device: str
+    max_block_bytes: int
+
+    def __call__(self, Y: FloatArray) -> FloatArray:
+        """Scores (n_subsets, n_voxels) of targets (n_rows, n_voxels)."""
+
+        def score(predictions: FloatArray, fold: Fold) -> FloatArray:
+            return score_fold(Y, scored_predictions(predictions, fold), fold, self.segment, device=self.device).r
+
+        low, high, n_alphas = self.options.alphas
+        return scores_from_participants(
+            self.kernels, prepare_targets(Y, self.folds, device=self.device), self.folds, self.subsets,
+            alphas=alpha_grid(low, high, int(n_alphas)), score=score, device=self.device,
+            max_block_bytes=self.max_block_bytes,
+        )  # fmt: skip
 
 
 def too_few_participants(participant: str, others: Sequence[str]) -> str:
@@ -264,10 +303,10 @@ class Gram:
 
     def on(self, device: str) -> Any:
         """Gram matrix (n_rows, n_rows) float64 on a device."""
-        Y = self.viewer.targets()
         total = None
-        for start in range(0, Y.shape[1], VOXEL_TILE):
-            tile = feature_design(Y[self.places, start : start + VOXEL_TILE], device=device, form="kernel").values
+        for voxels in self.viewer.tiles(VOXEL_TILE):
+            Y = self.viewer.targets(voxels)[self.places]
+            tile = feature_design(Y, device=device, form="kernel").values
             total = tile if total is None else total.add_(tile)
         return total
 

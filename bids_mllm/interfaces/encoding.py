@@ -22,18 +22,17 @@ from tqdm import tqdm
 from bids_mllm.exceptions import UsageError
 from bids_mllm.fit.cv_file import folds_to_values
 from bids_mllm.fit.design import Design, delayed_design
-from bids_mllm.fit.memory import FitMemory, block_bytes, fit_memory
+from bids_mllm.fit.memory import FitMemory, block_bytes, fit_memory, part_of_targets
 from bids_mllm.fit.projection import equal_rank_columns
 from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge
-from bids_mllm.fit.targets import Targets, prepare_targets
-from bids_mllm.interfaces.inference import InferenceOptions, held_out_inference
+from bids_mllm.interfaces.brain import Brain
+from bids_mllm.interfaces.inference import InferenceOptions, PartInference, join_inference, part_inference
 from bids_mllm.interfaces.rows import (
     CVOptions,
     GridKey,
     Rows,
     make_rows,
     stack_features,
-    stack_targets,
     without_windows,
 )
 from bids_mllm.io.design import read_design
@@ -42,7 +41,7 @@ from bids_mllm.io.scores import save_held_out, save_scores
 from bids_mllm.io.store import FeatureEntry, canonical_json
 from bids_mllm.records import Condition, FloatArray, Fold, ModelScores, ParticipantDesign, WindowGrid
 from bids_mllm.score.held_out import score_fold, scored_predictions
-from bids_mllm.score.selection import ScoreBoard
+from bids_mllm.score.selection import ScoreBoard, join_scores
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class FitScores(SimpleInterface):
         lost = lost_windows(manifests)
         design = without_windows(design, {key: set(reasons) for key, reasons in lost.items()})
         rows = make_rows(design, delays=options.delays, cv=options.cv)
-        brain = Brain(Path(bold["series"]), rows, self.inputs.device, options)
+        brain = Brain(Path(bold["series"]), rows, self.inputs.device, wide=options.solver == "himalaya")
         index: dict[str, dict[str, Any]] = {}
         for model in self.inputs.models:
             own = [manifest for manifest in manifests if manifest["model"] == model]
@@ -111,19 +110,18 @@ class FitScores(SimpleInterface):
         self._write(Path(runtime.cwd), index, rows, design, lost)
         return runtime
 
-    def _fit(self, path: Path, features: "ModelFeatures", brain: "Brain", options: FitOptions) -> None:
+    def _fit(self, path: Path, features: "ModelFeatures", brain: Brain, options: FitOptions) -> None:
         """Fit one model and keep its scores; those by which it counts as fitted come last."""
-        limit = min(self.inputs.max_block_bytes, block_bytes(features.memory(brain), self.inputs.memory_bytes))
+        need, allowed = features.memory(brain), self.inputs.memory_bytes
+        n_part = part_of_targets(need, brain.n_voxels, allowed)
+        limit = min(self.inputs.max_block_bytes, block_bytes(need.part(n_part, brain.n_voxels), allowed))
+        parts = [_fit_part(features, part, options, limit) for part in brain.parts(n_part)]
+        n_usable = [part.n_usable for part in parts]
         if options.equal_rank is not None:
-            ranked = score_model(features, brain, options, max_block_bytes=limit, rank=options.equal_rank)[0]
-            save_scores(_files(path, options)["equal_rank"], ranked)
-        scores, predictions = score_model(features, brain, options, max_block_bytes=limit)
-        labels = [run.label for run in features.design.runs]
-        held_out = held_out_inference(
-            brain.rows, brain.Y, predictions, labels, options.inference, max_block_bytes=min(limit, 2**28)
-        )
-        save_held_out(_files(path, options)["held_out"], held_out)
-        save_scores(path, scores)
+            ranked = [part.ranked for part in parts if part.ranked is not None]
+            save_scores(_files(path, options)["equal_rank"], join_scores(ranked, n_usable))
+        save_held_out(_files(path, options)["held_out"], join_inference([part.inference for part in parts]))
+        save_scores(path, join_scores([part.scores for part in parts], n_usable))
 
     def _write(
         self,
@@ -161,6 +159,29 @@ class FitScores(SimpleInterface):
         return Path(self.inputs.cache_dir) / f"{digest}.npz"
 
 
+@dataclass(frozen=True)
+class _FittedPart:
+    """What is kept of one model in some of the voxels."""
+
+    scores: ModelScores
+    ranked: ModelScores | None
+    inference: PartInference
+    n_usable: int
+
+
+def _fit_part(features: "ModelFeatures", brain: Brain, options: FitOptions, limit: int) -> _FittedPart:
+    """Fit and test one model in the voxels of a brain; its predictions are not kept."""
+    ranked = None
+    if options.equal_rank is not None:
+        ranked = score_model(features, brain, options, max_block_bytes=limit, rank=options.equal_rank)[0]
+    scores, predictions = score_model(features, brain, options, max_block_bytes=limit)
+    labels = [run.label for run in features.design.runs]
+    inference = part_inference(
+        brain.rows, brain.Y, predictions, labels, options.inference, max_block_bytes=min(limit, 2**28)
+    )
+    return _FittedPart(scores, ranked, inference, len(brain.targets.usable))
+
+
 def n_spaces(manifests: Sequence[Mapping[str, Any]], options: FitOptions) -> int:
     """Count the feature spaces of one model that are fitted."""
     rows = manifests[0]["entries"]
@@ -178,7 +199,7 @@ def _files(path: Path, options: FitOptions) -> dict[str, Path]:
     return files
 
 
-def rank_words(features: "ModelFeatures", brain: "Brain", options: FitOptions) -> tuple[str, ...]:
+def rank_words(features: "ModelFeatures", brain: Brain, options: FitOptions) -> tuple[str, ...]:
     """Say where a model has fewer components than it is to be compared at."""
     most = min([features.width, *(len(fold.train) for fold in brain.rows.folds)])
     if options.equal_rank is None or options.equal_rank <= most:
@@ -187,30 +208,6 @@ def rank_words(features: "ModelFeatures", brain: "Brain", options: FitOptions) -
         f"{features.model} has {most} components at most, fewer than the {options.equal_rank} of --equal-rank: its "
         "scores at equal rank are at that rank.",
     )
-
-
-class Brain:
-    """The brain data of one participant, stacked and brought to the device when a model first asks for them."""
-
-    def __init__(self, series: Path, rows: Rows, device: str, options: FitOptions) -> None:
-        self.rows, self.device = rows, device
-        self._series = series
-        self.wide = options.solver == "himalaya"
-
-    @property
-    def n_voxels(self) -> int:
-        """Voxels of the series; its values are not read."""
-        return int(np.load(self._series, mmap_mode="r").shape[1])
-
-    @cached_property
-    def Y(self) -> FloatArray:  # noqa: N802  the field's name for targets
-        """Targets (n_rows, n_voxels), z-scored per run."""
-        return stack_targets(np.load(self._series, mmap_mode="r"), self.rows)
-
-    @cached_property
-    def targets(self) -> Targets:
-        """The same on the device."""
-        return prepare_targets(self.Y, self.rows.folds, device=self.device, dtype="float64" if self.wide else "float32")
 
 
 def lost_windows(manifests: Sequence[Mapping[str, Any]]) -> dict[GridKey, dict[int, str]]:
@@ -271,6 +268,7 @@ class ModelFeatures:
         self.design = design
         self.model = model
         self.high_pass = options.high_pass
+        self._block_length = options.inference.block_length
         self._entries = {
             (manifest["stim_file"], row["origin"], row["step"], row["length"], _condition(row)): FeatureEntry(
                 Path(row["path"]), row["n_windows"], row["n_layers"], row["width"]
@@ -291,17 +289,19 @@ class ModelFeatures:
                 f"{n_layers - 1}; choose among these."
             )
 
-    def memory(self, brain: "Brain") -> FitMemory:
+    def memory(self, brain: Brain) -> FitMemory:
         """What the fits of this model take."""
         rows = brain.rows
+        n_test = sum(len(fold.test) for fold in rows.folds)
         return fit_memory(
             len(rows.run_of_row),
-            sum(len(fold.test) for fold in rows.folds),
+            n_test,
             brain.n_voxels,
             n_volumes=sum(run.n_volumes for run in self.design.runs),
             n_features=self.width,
             n_delays=len(rows.delays),
             n_spaces=len(self.conditions) * len(self.layers),
+            n_blocks=n_test // self._block_length,
             wide=brain.wide,
         )
 

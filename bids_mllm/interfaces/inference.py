@@ -1,7 +1,7 @@
 """From held-out predictions to tests and intervals; plain functions, usable without nipype."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from bids_mllm.records import FloatArray, Fold, IntArray
 from bids_mllm.score.correlation import concatenated_r, pearson_r_by_run
 from bids_mllm.score.held_out import mean_of_viewings
 from bids_mllm.score.paired import block_scores
-from bids_mllm.score.permutation import permutation_test
+from bids_mllm.score.permutation import PermutationTest, join_tests, permutation_test
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,42 @@ def held_out_inference(
     *,
     max_block_bytes: int,
 ) -> HeldOut:
+    """Test the predictions of one model in all voxels at once; see :func:`part_inference`."""
+    return join_inference([part_inference(rows, Y, predictions, run_labels, options, max_block_bytes=max_block_bytes)])
+
+
+def join_inference(parts: "Sequence[PartInference]") -> HeldOut:
+    """Put together the inference on parts of the voxels, in their order; family-wise p are over all of them."""
+    first = parts[0].held_out
+    if len(parts) == 1:
+        return first
+    names = ("r_by_run", "r_concatenated", "p", "p_max", "block_products", "block_energies")
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part.held_out, name) for part in parts], axis=-1) for name in names
+    }
+    tests = [part.test for part in parts if part.test is not None]
+    if tests:
+        joined["p_max"] = join_tests(tests).p_max.astype(np.float32)
+    return replace(first, **joined)
+
+
+@dataclass(frozen=True)
+class PartInference:
+    """Inference on some of the voxels, and the test by which family-wise p are put together; None without one."""
+
+    held_out: HeldOut
+    test: PermutationTest | None
+
+
+def part_inference(
+    rows: Rows,
+    Y: FloatArray,
+    predictions: Sequence[FloatArray],
+    run_labels: Sequence[str],
+    options: InferenceOptions,
+    *,
+    max_block_bytes: int,
+) -> PartInference:
     """Test the predictions of one model against the held-out rows of all outer folds.
 
     Parameters
@@ -57,32 +93,33 @@ def held_out_inference(
     scored = scored[:, np.argsort(scored[0])]
     truth, segment = mean_of_viewings(Y, scored), rows.segment_of_row[first]
     r_by_run, n_rows = pearson_r_by_run(truth, predicted, segment)
-    p, p_max, facts = _tested(truth, predicted, segment, options, max_block_bytes)
+    test, facts = _tested(truth, predicted, segment, options, max_block_bytes)
+    untested = np.full(Y.shape[1], np.nan, dtype=np.float32)
     blocks = block_scores(truth, predicted, segment, block_length=options.block_length, max_block_bytes=max_block_bytes)
-    return HeldOut(
+    held_out = HeldOut(
         run_names=_names(segment, rows.run_of_row, scored, run_labels),
         r_by_run=r_by_run.astype(np.float32),
         r_concatenated=concatenated_r(r_by_run, n_rows).astype(np.float32),
-        p=p.astype(np.float32),
-        p_max=p_max.astype(np.float32),
+        p=untested if test is None else test.p.astype(np.float32),
+        p_max=untested if test is None else test.p_max.astype(np.float32),
         block_products=blocks.products,
         block_energies=blocks.energies,
         facts=facts | {"RowsByRun": n_rows.tolist()},
     )
+    return PartInference(held_out, test)
 
 
 def _tested(
     truth: FloatArray, predicted: FloatArray, segment: IntArray, options: InferenceOptions, max_block_bytes: int
-) -> tuple[FloatArray, FloatArray, dict[str, Any]]:
-    """P of every voxel alone and family-wise, and how; NaN with the reason where there are too few rows."""
+) -> tuple[PermutationTest | None, dict[str, Any]]:
+    """Test every voxel alone and family-wise, and say how; None with the reason where there are too few rows."""
     try:
         outcome = permutation_test(
             truth, predicted, segment, method=options.method, block_length=options.block_length,
             n_permutations=options.n_permutations, seed=options.seed, max_block_bytes=max_block_bytes,
         )  # fmt: skip
     except DesignError as error:
-        nothing = np.full(truth.shape[1], np.nan)
-        return nothing, nothing, {"Method": None, "Reason": str(error)}
+        return None, {"Method": None, "Reason": str(error)}
     facts = {
         "Method": outcome.method,
         "BlockLength": outcome.block_length,
@@ -92,7 +129,7 @@ def _tested(
         "SmallestP": outcome.smallest_p,
         "Alternative": "greater",
     }
-    return outcome.p, outcome.p_max, facts
+    return outcome, facts
 
 
 def _scored(folds: Sequence[Fold]) -> IntArray:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -242,18 +242,41 @@ def _segments(usable: Sequence[BoolArray], run_of_row: IntArray, folds: Sequence
     return tuple(segments)
 
 
-# Voxels scaled at once, in float64.
-SCALED_VOXELS = 4096
+# Bytes of the values scaled at once, in float64; a few copies of them are made.
+SCALED_BYTES = 2**24
 
 
-def stack_targets(series: FloatArray, rows: Rows) -> FloatArray:
-    """Select and z-score the rows of the cleaned BOLD, (n_volumes of all runs, V) -> (n_rows, V) float32."""
-    usable = np.concatenate(rows.usable)
-    Y = np.empty((int(usable.sum()), series.shape[1]), dtype=np.float32)
-    for start in range(0, series.shape[1], SCALED_VOXELS):
-        block = slice(start, start + SCALED_VOXELS)
-        Y[:, block] = zscore_segments(series[usable, block], rows.segment_of_row)
+def stack_targets(series: FloatArray | Path, rows: Rows, voxels: slice = slice(None)) -> FloatArray:
+    """Select and z-score the rows of the cleaned BOLD of some voxels.
+
+    Parameters
+    ----------
+    series : (n_volumes of all runs, n_all_voxels)
+        The array, or the .npy file that holds it, of which only a few rows are in memory at a time.
+    rows
+    voxels
+        Which of them.
+
+    Returns
+    -------
+    Y : (n_rows, n_voxels) float32
+    """
+    volumes = np.flatnonzero(np.concatenate(rows.usable))
+    n_voxels = len(range(*voxels.indices(_opened(series).shape[1])))
+    Y = np.empty((len(volumes), n_voxels), dtype=np.float32)
+    for segment in np.unique(rows.segment_of_row):
+        own = np.flatnonzero(rows.segment_of_row == segment)
+        # Opened for each segment, so that what was read of the ones before is given back.
+        values = _opened(series)[:, voxels]
+        step = max(1, SCALED_BYTES // (8 * len(own)))
+        for start in range(0, n_voxels, step):
+            block = slice(start, start + step)
+            Y[own, block] = zscore_segments(values[volumes[own], block], rows.segment_of_row[own])
     return Y
+
+
+def _opened(series: FloatArray | Path) -> FloatArray:
+    return np.load(series, mmap_mode="r") if isinstance(series, Path) else series
 
 
 def stack_features(

@@ -38,7 +38,7 @@ from bids_mllm.score.partition import (
     partition_shares,
     product_measure,
 )
-from bids_mllm.score.permutation import PermutationTest, permutation_test
+from bids_mllm.score.permutation import PermutationTest, join_tests, permutation_test
 
 __all__ = [
     "BlockScores",
@@ -60,6 +60,7 @@ __all__ = [
     "extrapolate_ceiling",
     "fdr",
     "hierarchy_correlation",
+    "join_tests",
     "layer_profile",
     "leave_one_out_ceiling",
     "nested_depth_scores",

@@ -6,7 +6,8 @@ permutation is a sum of a few of their rows.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -178,17 +179,12 @@ def _summary(
     if not valid.any():
         null_max = np.full(len(null_max), np.nan)
     n_permutations = len(null_max)
-    reached_max = n_permutations - np.searchsorted(np.sort(null_max), statistic - TIE, side="left")
     smallest = 1 / (1 + min(n_permutations, scheme.arrangements))
-    p, p_max = (
-        np.where(valid, np.maximum((1 + count) / (1 + n_permutations), smallest), np.nan)
-        for count in (reached, reached_max)
-    )
     return PermutationTest(
         r=r,
         statistic=statistic,
-        p=p,
-        p_max=p_max,
+        p=_p_of_counts(reached, valid, n_permutations, smallest),
+        p_max=_family_wise(statistic, null_max, smallest),
         null_max=null_max,
         inflation=inflation,
         n_permutations=n_permutations,
@@ -198,6 +194,29 @@ def _summary(
         exchanged="within runs" if len(scheme.groups) == len(scheme.runs) else "over runs",
         smallest_p=smallest,
     )
+
+
+def _p_of_counts(reached: IntArray, valid: BoolArray, n_permutations: int, smallest: float) -> FloatArray:
+    return np.where(valid, np.maximum((1 + reached) / (1 + n_permutations), smallest), np.nan)
+
+
+def _family_wise(statistic: FloatArray, null_max: FloatArray, smallest: float) -> FloatArray:
+    """P against the maximum over targets, NaN where the statistic is."""
+    reached = len(null_max) - np.searchsorted(np.sort(null_max), statistic - TIE, side="left")
+    return _p_of_counts(reached, np.isfinite(statistic), len(null_max), smallest)
+
+
+def join_tests(parts: Sequence[PermutationTest]) -> PermutationTest:
+    """Put together the tests of parts of the targets, on the same rows and with the same permutations.
+
+    The maximum over targets of each permutation is that of all parts.
+    """
+    by_target = ("r", "statistic", "p", "inflation")
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in by_target}
+    # fmax takes a part without a valid target, whose maximum is NaN, for none.
+    null_max = np.fmax.reduce([part.null_max for part in parts])
+    p_max = _family_wise(joined["statistic"], null_max, parts[0].smallest_p)
+    return replace(parts[0], p_max=p_max, null_max=null_max, **joined)
 
 
 def check_scored(Y: FloatArray, predictions: FloatArray, runs: IntArray) -> None:

@@ -1,6 +1,7 @@
 """Collect the scores of feature spaces as they come, and choose among them by training scores alone."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,37 @@ class ScoreBoard:
             fold_names=tuple(fold_names),
             warnings=tuple(warnings),
         )
+
+
+# Fields of ModelScores whose last axis is that of voxels.
+VOXELWISE = (
+    "r", "r_concatenated", "r2", "cv_r2", "alpha", "alpha_edge", "best_r", "best_r2", "best_condition", "best_layer",
+    "condition_best_r", "condition_best_layer",
+)  # fmt: skip
+
+
+def join_scores(parts: Sequence[ModelScores], n_usable: Sequence[int]) -> ModelScores:
+    """Put together the scores of parts of the voxels, in their order.
+
+    Parameters
+    ----------
+    parts
+        Of one model, with the same conditions, layers and folds.
+    n_usable
+        Voxels of each part that were fitted, by which the means over voxels count.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    joined: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in VOXELWISE
+    }
+    means = np.stack([part.fold_cv_r2 for part in parts]).astype(np.float64)
+    counts = np.isfinite(means) * np.reshape(n_usable, (-1, 1, 1, 1))
+    total = counts.sum(axis=0)
+    mean = np.divide(
+        (np.nan_to_num(means) * counts).sum(axis=0), total, out=np.full(total.shape, np.nan), where=total > 0
+    )
+    return replace(parts[0], fold_cv_r2=mean.astype(np.float32), **joined)
 
 
 def _mean_of(maps: Sequence[FloatArray]) -> FloatArray:

@@ -9,8 +9,9 @@ from bids_mllm.align.windows import align_run
 from bids_mllm.exceptions import DesignError
 from bids_mllm.fit.cv_file import folds_to_values
 from bids_mllm.interfaces.bands import Band, _Joint
+from bids_mllm.interfaces.brain import Brain
 from bids_mllm.interfaces.ceiling import Viewer, ceiling_from_participants, ceiling_from_repeats, restricted
-from bids_mllm.interfaces.encoding import Brain, FitOptions, score_model
+from bids_mllm.interfaces.encoding import FitOptions, score_model
 from bids_mllm.interfaces.inference import InferenceOptions, held_out_inference
 from bids_mllm.interfaces.rows import CVOptions, make_rows, stack_targets
 from bids_mllm.interfaces.viewings import moments_of
@@ -253,7 +254,7 @@ def fitted(tmp_path):
     np.save(path, series_of(design, late, rng, noise=2.0).astype(np.float32))
     rows = make_rows(design, delays=(1,), cv=AVERAGE)
     models = {key: Features(design, latent, columns, key) for key, columns in (("a", [0, 1, 2]), ("b", [3, 4, 5]))}
-    return design, rows, Brain(path, rows, "cpu", OPTIONS), models
+    return design, rows, Brain(path, rows, "cpu"), models
 
 
 def test_a_model_is_scored_on_averages_from_the_fit_to_the_tests(fitted):
@@ -265,7 +266,7 @@ def test_a_model_is_scored_on_averages_from_the_fit_to_the_tests(fitted):
     r, r2 = numpy_scores(truth, predictions)
     np.testing.assert_allclose(scores.best_r, r, atol=1e-5)
     np.testing.assert_allclose(scores.best_r2, r2, atol=1e-5)
-    single, _ = score_model(models["a"], Brain(brain._series, *_single(design), OPTIONS), OPTIONS)
+    single, _ = score_model(models["a"], Brain(brain._series, *_single(design)), OPTIONS)
     np.testing.assert_array_equal(single.alpha, scores.alpha)
     np.testing.assert_array_equal(single.cv_r2, scores.cv_r2)
     assert (scores.best_r > single.best_r).all()
