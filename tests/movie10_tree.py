@@ -30,7 +30,14 @@ OTHERS = (
 FIGURES = (
     "desc-summary_bold.html", "desc-validation_bold.html", "desc-carpetplot_bold.svg", "desc-rois_bold.svg",
     "desc-compcorvar_bold.svg", "desc-confoundcorr_bold.svg", "desc-flirtbbr_bold.svg", "desc-bbregister_bold.svg",
-    "desc-sdc_bold.svg", "desc-about_bold.html", "desc-reconall_bold.svg",
+    "desc-sdc_bold.svg", "desc-about_bold.html", "desc-reconall_bold.svg", "desc-boldref_bold.svg",
+)  # fmt: skip
+
+
+#: And at its root.
+AT_ROOT = (
+    "logs/CITATION.bib", "logs/CITATION.html", "logs/CITATION.md", "logs/CITATION.tex", "desc-aseg_dseg.tsv",
+    "desc-aparcaseg_dseg.tsv", "README", "CHANGES", "LICENSE", ".bidsignore", "participants.tsv",
 )  # fmt: skip
 
 
@@ -148,6 +155,10 @@ def build(
             _preprocessed(prep, run, dangling=dangling)
     for sub in {run.sub for run in runs}:
         (prep / sub / "ses-099" / "func").mkdir(parents=True)
+        _put(prep / f"{sub}.html", "")
+    (prep / "logs").mkdir()
+    for name in AT_ROOT:
+        _put(prep / name, "")
     return raw, prep
 
 

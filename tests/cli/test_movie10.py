@@ -1,6 +1,7 @@
 """The table of runs of Movie10 as it lies on disk: every run with its stimulus, its volumes and its split."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def check_counts(rows: list[dict[str, str]]) -> None:
 
 
 def test_every_run_with_its_stimulus_and_volumes(table, content, movie10):
+    if REFERENCE.is_file():
+        assert sum(len(files) for _, _, files in os.walk(movie10[1])) == 12_096
     rows, said = table(movie10)
     check_counts(rows)
     assert found(rows) == expected(content)

@@ -150,3 +150,43 @@ def test_filters_are_read(tmp_path):
 def test_faults_of_filters(tmp_path, text, words):
     with pytest.raises(UsageError, match=words):
         read_filters(filter_file(tmp_path, text))
+
+
+def test_only_files_that_matter_are_indexed(study):
+    bold = study.add("01", "001", "a")
+    stem = bold.name.partition("_space-")[0]
+    wanted = (
+        f"{stem}_space-T1w_bold.nii", f"{stem}_space-fsLR_den-91k_bold.dtseries.nii",
+        f"{stem}_hemi-L_space-fsnative_bold.func.gii", f"{stem}_space-A_seg-B_stat-mean_timeseries.tsv",
+        f"{stem}_space-A_seg-B_timeseries.ptseries.nii", f"{stem}_space-A_atlas-B_bold.h5",
+        f"{stem}_desc-confounds_regressors.tsv",
+    )  # fmt: skip
+    others = (
+        f"{stem}_space-T1w_boldref.nii.gz", f"{stem}_space-T1w_desc-aseg_dseg.nii.gz", f"{stem}_bold.json",
+        f"{stem}_physio.json", f"{stem}_space-T1w_desc-preproc_bold__dup-01.nii.gz", f"{stem}_events.tsv",
+        f"{stem}_desc-confounds_timeseries.json", f"{stem}_from-scanner_to-T1w_mode-image_xfm.txt",
+    )  # fmt: skip
+    for name in (*wanted, *others):
+        (bold.parent / name).write_text("")
+    files = index_derivative("fmriprep", study.prep, ("01",)).layout.get(return_type="filename")
+    there = {path.rpartition("/")[2] for path in files}
+    own = {bold.name, bold.name.replace("preproc_bold", "brain_mask"), f"{stem}_desc-confounds_timeseries.tsv"}
+    assert there == {*wanted, *own}
+
+
+def test_all_derivatives_are_named_the_main_one_first(tmp_path):
+    made = {
+        name: describe(tmp_path / name, GeneratedBy=[{"Name": software} for software in chain])
+        for name, chain in {"xcp": ("XCP_D", "fMRIPrep"), "prep": ("fMRIPrep",), "other": ("nilearn",)}.items()
+    }
+    assert list(find_derivatives(tmp_path, made)) == ["prep", "xcp", "other"]
+    assert find_derivatives(tmp_path, {"other": made["other"]}) == {"other": made["other"]}
+    assert list(find_derivatives(tmp_path, {"other": made["other"], "xcp": made["xcp"]})) == ["other", "xcp"]
+    with pytest.raises(UsageError, match=r"More than one fMRIPrep derivative was given"):
+        find_derivatives(tmp_path, {"a": made["prep"], "b": made["prep"]})
+
+
+def test_participants_of_all_derivatives_count(study, tmp_path):
+    study.add("01", None, "a")
+    (tmp_path / "fmri" / "sub-02").mkdir(parents=True)
+    assert choose_participants([study.prep, tmp_path / "fmri"], ()) == ("01", "02")
