@@ -130,7 +130,8 @@ def add_align_options(parser: Parser) -> None:
         "--stimulus-map",
         type=Path,
         metavar="FILE",
-        help="TSV (task, session, run, stim_file, run_onset, media_onset, duration) that overrides the events",
+        help="TSV (task, session, run, stim_file, run_onset, media_onset, duration, and participant where needed) that "
+        "overrides the events",
     )
     add(group, "--window", type=float, metavar="SECONDS", help="length of a clip (default: the TR)")
     add(
