@@ -9,8 +9,9 @@ from typing import Any
 
 from bids_mllm import __version__
 from bids_mllm.cli.model_options import add_features_options
-from bids_mllm.cli.presets import PrintPreset, preset_label, preset_names, read_preset
+from bids_mllm.cli.presets import preset_label, read_preset
 from bids_mllm.cli.spelling import Parser
+from bids_mllm.cli.workflow_options import add_output_options, add_workflow_options
 from bids_mllm.config import (
     CEILINGS,
     CONFOUNDS,
@@ -291,102 +292,6 @@ def add_statistics_options(parser: Parser) -> None:
         metavar="FILE",
         help="TOML with groups of regions of your own ([groups.NAME] areas, source), beside those of the app",
     )
-
-
-def add_workflow_options(parser: Parser) -> None:
-    """Resources and the way the workflow runs."""
-    group = parser.add_argument_group("resources and workflow")
-    add = parser.add_option
-    add(
-        group,
-        "-w",
-        "--work-dir",
-        type=Path,
-        metavar="DIR",
-        help="folder for intermediate results (default ./work)",
-    )
-    add(
-        group,
-        "--nprocs",
-        "--nthreads",
-        "--n-cpus",
-        type=int,
-        metavar="N",
-        dest="nprocs",
-        help="processes at most",
-    )
-    add(group, "--omp-nthreads", type=int, metavar="N", help="threads of one process at most")
-    add(group, "--mem", metavar="SIZE", help="memory at most, with suffix K, M, G or T (MB without)")
-    add(group, "--device", metavar="{auto,cpu,cuda,cuda:N}", help="where models and fits run (default auto)")
-    add(group, "--n-gpu-procs", type=int, metavar="N", help="processes on GPUs at once (default 1)")
-    add(
-        group,
-        "--use-plugin",
-        "--nipype-plugin-file",
-        type=Path,
-        metavar="FILE",
-        dest="use_plugin",
-        help="YAML {plugin, plugin_args} for nipype",
-    )
-    add(
-        group,
-        "--preset",
-        metavar="NAME|FILE",
-        help=f"settings of a study ({', '.join(preset_names())}) or of a TOML file, which --config-file and the "
-        "command line override",
-    )
-    add(
-        group,
-        "--print-preset",
-        action=PrintPreset,
-        metavar="NAME",
-        help="write a preset to standard output, to be copied and changed, and exit",
-    )
-    add(
-        group,
-        "--config-file",
-        type=Path,
-        metavar="FILE",
-        help="TOML of a former run; the command line overrides it",
-    )
-    add(
-        group,
-        "--random-seed",
-        type=int,
-        metavar="N",
-        help="seed of libraries that draw random numbers (default 0)",
-    )
-    add(group, "--stop-on-first-crash", action="store_true", help="end at the first node that fails")
-    add(group, "--clean-workdir", action="store_true", help="remove the work folder after success")
-    add(group, "--resource-monitor", action="store_true", help="record memory and processor use of every node")
-    add(
-        group,
-        "--sloppy",
-        action="store_true",
-        help="coarse low-level features: for trying out and tests only",
-    )
-
-
-def add_output_options(parser: Parser) -> None:
-    """What to do in this call."""
-    group = parser.add_argument_group("this call")
-    add = parser.add_option
-    add(
-        group,
-        "--dry-run",
-        action="store_true",
-        help="print the table of runs and the estimates; write nothing",
-    )
-    add(
-        group,
-        "--reports-only",
-        action="store_true",
-        help="write the reports again from results that are there",
-    )
-    add(group, "--boilerplate-only", action="store_true", help="write the methods text only")
-    add(group, "--md-only-boilerplate", action="store_true", help="methods text as Markdown and BibTeX only")
-    add(group, "--notrack", action="store_true", help="accepted for compatibility; nothing is ever tracked")
-    add(group, "-v", "--verbose", action="count", help="more messages; repeat for more")
 
 
 def parse_settings(argv: Sequence[str] | None = None) -> Settings:
