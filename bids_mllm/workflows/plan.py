@@ -1,26 +1,25 @@
 """From settings to designs: which runs, stimuli, windows and splits the workflow will be made of."""
 
-import fnmatch
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from bids_mllm.align.showings import showings_from_rows
 from bids_mllm.align.windows import align_run
 from bids_mllm.config import Settings
-from bids_mllm.discover.events import read_events
 from bids_mllm.discover.layout import (
     check_raw_dataset,
     choose_participants,
-    find_fmriprep,
+    find_derivatives,
     index_derivative,
     read_filters,
 )
-from bids_mllm.discover.runs import RunQuery, find_runs, usable_runs
-from bids_mllm.discover.stimulus_map import mapped_showings, read_stimulus_map
-from bids_mllm.exceptions import InputDataError, StimulusError, UsageError
+from bids_mllm.discover.lost import raw_faults, usable_runs
+from bids_mllm.discover.runs import find_runs
+from bids_mllm.discover.series import RunQuery
+from bids_mllm.discover.spaces import parse_space
+from bids_mllm.exceptions import InputDataError, StimulusError
 from bids_mllm.features.controls import null_instructions
 from bids_mllm.features.instructions import choose_instructions, load_instructions
 from bids_mllm.features.registry import resolve_models
@@ -28,10 +27,14 @@ from bids_mllm.features.table import check_table
 from bids_mllm.fit.folds import MIN_TRAINING_ROWS
 from bids_mllm.interfaces.features import table_from_content
 from bids_mllm.interfaces.rows import make_rows, usable_volumes
-from bids_mllm.io.atlas import atlas_name, check_atlas
+from bids_mllm.io.atlas import AtlasFiles
+from bids_mllm.io.atlas_find import atlas_items
 from bids_mllm.io.probes import ProbeCache
 from bids_mllm.io.tables import read_feature_table
-from bids_mllm.records import DroppedRun, Instruction, ModelSpec, ParticipantDesign, Run, Stimulus
+from bids_mllm.records import DroppedRun, Instruction, ModelSpec, ParticipantDesign, Run, Stimulus, TRWindows
+from bids_mllm.workflows.atlases import plan_atlases
+from bids_mllm.workflows.shown import read_map, shown_runs
+from bids_mllm.workflows.sides import held_out_runs, unused_tasks, without_tasks
 from bids_mllm.workflows.statistics import ceiling_method, check_joint, cv_options, with_split_of_file
 
 logger = logging.getLogger("bids_mllm")
@@ -43,7 +46,9 @@ class StudyPlan:
 
     `stimuli` holds the media files that models read (none where only tables are asked for); `spans` the
     seconds of each stimulus that all models asked for can read; `instructions` those of each model that follows
-    any, by its key, null instructions included.
+    any, by its key, null instructions included. `unused` are, for the table of runs, those that ``--train-task`` and
+    ``--test-task`` leave out. `derivatives` are the roots by name of all derivatives searched, that of `fmriprep_dir`
+    first. `atlases` are those of every place.
     """
 
     settings: Settings
@@ -57,6 +62,9 @@ class StudyPlan:
     stimuli: Mapping[str, Stimulus]
     spans: Mapping[str, float]
     table_digests: Mapping[tuple[str, str], str]
+    unused: tuple[tuple[Run, TRWindows], ...] = ()
+    derivatives: Mapping[str, Path] = field(default_factory=dict)
+    atlases: Mapping[str, tuple[AtlasFiles, ...]] = field(default_factory=dict)
 
 
 def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
@@ -74,23 +82,34 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         With one sentence when something asked for is not there or does not fit together.
     """
     models = _models(settings)
-    _check_atlases(settings.atlas)
+    atlas_items(settings.atlas)
     instructions = _instructions(settings, models)
     check_joint(settings, models, instructions)
     if not settings.skip_bids_validation:
         check_raw_dataset(settings.bids_dir)
-    fmriprep_dir = find_fmriprep(settings.bids_dir, settings.derivatives)
-    participants = choose_participants(fmriprep_dir, settings.participant_label)
-    found = _find(settings, fmriprep_dir, participants, keep_index=not only_list)
-    cache = ProbeCache(None if only_list else settings.work_dir / "stimuli.json")
-    runs, stimuli, lost = _shown(settings, found, models, cache, tolerate_missing=only_list)
-    usable, dropped = (runs, ()) if only_list else usable_runs(runs)
+    derivatives = find_derivatives(settings.bids_dir, settings.derivatives)
+    participants = choose_participants(list(derivatives.values()), settings.participant_label)
+    found, never = _find(settings, derivatives, participants, keep_index=not only_list)
+    mapped = read_map(settings, found)
+    unused = unused_tasks(settings, found)
+    left_out: tuple[DroppedRun, ...] = ()
+    if not only_list:
+        found, left_out = without_tasks(found, unused)
+    cache = ProbeCache(settings.work_dir / "stimuli.json", quick=only_list)
+    runs, stimuli, lost = shown_runs(
+        settings, found, mapped, cache, with_media=bool(models), tolerate_missing=only_list
+    )
+    usable, dropped = (
+        (runs, ()) if only_list else usable_runs(runs, use_confounds=settings.confounds != "none")
+    )
     _check_sound(models, stimuli)
     spans = _spans(settings, usable, models, stimuli)
     usable, tableless = _check_spans(usable, spans)
     usable, short = (usable, ()) if only_list else _check_overlap(settings, usable, spans)
     digests = {} if only_list else _check_tables(settings, usable, spans)
-    dropped = (*lost, *dropped, *tableless, *short)
+    dropped = (*left_out, *lost, *dropped, *tableless, *short, *never)
+    listed = tuple((run, _aligned(settings, run, spans)) for run in usable if run.task in unused)
+    usable = tuple(run for run in usable if run.task not in unused)
     if not usable:
         raise InputDataError(_nothing_left(dropped))
     designs = _designs(settings, usable, dropped, spans)
@@ -99,9 +118,10 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         for design in designs:
             make_rows(design, delays=settings.delays, cv=cv_options(settings, design.participant))
             ceiling_method(settings, designs, design)
+    atlases = plan_atlases(settings, designs, only_find=only_list)
     return StudyPlan(
         settings,
-        fmriprep_dir,
+        next(iter(derivatives.values())),
         participants,
         runs,
         designs,
@@ -111,6 +131,9 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
         stimuli,
         spans,
         digests,
+        listed,
+        derivatives,
+        atlases,
     )
 
 
@@ -138,92 +161,26 @@ def _instructions(settings: Settings, models: Sequence[ModelSpec]) -> dict[str, 
     return {model.key: chosen[model.media] for model in models if model.instructed}
 
 
-def _check_atlases(atlases: Sequence[Path]) -> None:
-    """Refuse atlases that cannot be read or whose tables would be written under one name."""
-    names: dict[str, Path] = {}
-    for path in atlases:
-        check_atlas(path)
-        first = names.setdefault(atlas_name(path), path)
-        if first != path:
-            raise UsageError(
-                f"--atlas {first} and {path} both carry the name {atlas_name(path)}; copy one under another name, such "
-                "as with another atlas- entity."
-            )
-
-
-def _find(settings: Settings, fmriprep_dir: Path, participants: Sequence[str], *, keep_index: bool) -> tuple[Run, ...]:
+def _find(
+    settings: Settings, roots: Mapping[str, Path], participants: Sequence[str], *, keep_index: bool
+) -> tuple[tuple[Run, ...], tuple[DroppedRun, ...]]:
+    """Find the runs asked for, and those of the raw data set that were and are not there."""
     database = settings.bids_database_dir
     if database is not None and not keep_index and not database.is_dir():
         database = None  # a dry run reuses an index but makes none
-    layout = index_derivative(fmriprep_dir, participants, database_dir=database)
+    derivatives = [
+        index_derivative(name, root, participants, database_dir=database) for name, root in roots.items()
+    ]
     query = RunQuery(
         participants=tuple(participants),
-        spaces=settings.space,
+        spaces=tuple(map(parse_space, settings.space)),
         sessions=settings.session_label,
         tasks=settings.task_id,
         runs=settings.run_id,
         filters=read_filters(settings.bids_filter_file),
     )
-    return find_runs(layout, settings.bids_dir, fmriprep_dir, query)
-
-
-def _shown(
-    settings: Settings,
-    runs: Sequence[Run],
-    models: Sequence[ModelSpec],
-    cache: ProbeCache,
-    *,
-    tolerate_missing: bool,
-) -> tuple[tuple[Run, ...], dict[str, Stimulus], tuple[DroppedRun, ...]]:
-    """Give each run its showings; runs whose stimulus cannot be used are set apart with the reason."""
-    rows_of_map = read_stimulus_map(settings.stimulus_map) if settings.stimulus_map else ()
-    for row in rows_of_map:
-        if not any(row.fits(run) for run in runs):
-            logger.warning("The stimulus map's row for %s fits none of the runs asked for.", row.showing.stim_file)
-    stimuli: dict[str, Stimulus] = {}
-    faults: dict[str, str] = {}
-    kept, lost = [], []
-    for run in runs:
-        mapped = mapped_showings(rows_of_map, run)
-        rows = () if mapped or run.events is None else read_events(run.events)
-        files = dict.fromkeys([s.stim_file for s in mapped] or [row.stim_file for row in rows])
-        if models:
-            for stim_file in files:
-                _probe(stim_file, settings, runs, cache, stimuli, faults)
-        broken = [faults[name] for name in files if name in faults]
-        if broken and not tolerate_missing:
-            lost.append(DroppedRun(run.participant, run.label, broken[0]))
-            continue
-        if mapped:
-            kept.append(replace(run, showings=mapped, showings_rule="stimulus map"))
-        else:
-            durations = {name: _longest(stimuli.get(name)) for name in files}
-            showings, rule = showings_from_rows(rows, durations, source=str(run.events))
-            kept.append(replace(run, showings=showings, showings_rule=rule))
-    return tuple(kept), stimuli, tuple(lost)
-
-
-def _probe(
-    stim_file: str,
-    settings: Settings,
-    runs: Sequence[Run],
-    cache: ProbeCache,
-    stimuli: dict[str, Stimulus],
-    faults: dict[str, str],
-) -> None:
-    if stim_file in stimuli or stim_file in faults:
-        return
-    try:
-        stimuli[stim_file] = cache.probe(stim_file, settings.stimuli_root)
-    except StimulusError as error:
-        faults[stim_file] = str(error)
-        logger.warning("%s", error)
-
-
-def _longest(stimulus: Stimulus | None) -> float | None:
-    if stimulus is None:
-        return None
-    return max((d for d in (stimulus.video_duration, stimulus.audio_duration) if d is not None), default=None)
+    runs = find_runs(derivatives, settings.bids_dir, query)
+    return runs, raw_faults(derivatives, settings.bids_dir, query, runs)
 
 
 def _check_sound(models: Sequence[ModelSpec], stimuli: Mapping[str, Stimulus]) -> None:
@@ -251,7 +208,7 @@ def _spans(
                 spans[showing.stim_file] = min(d for d in durations if d is not None)
             else:
                 ends = spans.get(showing.stim_file, 0.0)
-                shown = 0.0 if showing.duration is None else showing.media_onset + showing.duration
+                shown = 0.0 if showing.duration is None else showing.media_onset + showing.duration * showing.rate
                 spans[showing.stim_file] = max(ends, shown)
     for name, seconds in spans.items():
         if seconds == 0.0 and settings.feature_table:
@@ -280,7 +237,7 @@ def _check_overlap(
     """Set apart runs in which too few volumes have a complete window and complete delays."""
     kept, dropped = [], []
     for run in runs:
-        windows = align_run(run, spans, window=settings.window, position=settings.window_position)
+        windows = _aligned(settings, run, spans)
         n_usable = 0
         if run.n_volumes > max(settings.delays):
             n_usable = int(usable_volumes(run, windows, settings.delays).sum())
@@ -295,6 +252,10 @@ def _check_overlap(
         else:
             kept.append(run)
     return tuple(kept), tuple(dropped)
+
+
+def _aligned(settings: Settings, run: Run, spans: Mapping[str, float]) -> TRWindows:
+    return align_run(run, spans, window=settings.window, position=settings.window_position)
 
 
 def _check_tables(settings: Settings, runs: Sequence[Run], spans: Mapping[str, float]) -> dict[tuple[str, str], str]:
@@ -324,7 +285,7 @@ def _designs(
         grouped[run.participant, run.place].append(run)
     designs = []
     for (participant, _), own in grouped.items():
-        windows = tuple(align_run(run, spans, window=settings.window, position=settings.window_position) for run in own)
+        windows = tuple(_aligned(settings, run, spans) for run in own)
         designs.append(
             ParticipantDesign(
                 participant=participant,
@@ -336,27 +297,3 @@ def _designs(
             )
         )
     return tuple(designs)
-
-
-def held_out_runs(patterns: Sequence[str], runs: Sequence[Run], participant: str) -> tuple[int, ...] | None:
-    """Return the indices of the runs whose task matches a pattern; None without patterns."""
-    if not patterns:
-        return None
-    chosen = tuple(
-        number
-        for number, run in enumerate(runs)
-        if any(fnmatch.fnmatchcase(run.task, pattern.removeprefix("task-")) for pattern in patterns)
-    )
-    if not chosen:
-        tasks = ", ".join(sorted({run.task for run in runs}))
-        raise UsageError(
-            f"--test-task {' '.join(patterns)} matches no run of sub-{participant}; its tasks are {tasks}."
-        )
-    return chosen
-
-
-def split_of(design: ParticipantDesign, number: int) -> str:
-    """Return the side of the split that a run is on: train, test, or cv where runs take turns."""
-    if design.test_runs is None:
-        return "cv"
-    return "test" if number in design.test_runs else "train"
