@@ -105,7 +105,9 @@ USES: dict[str, tuple[list[str], str, object]] = {
     "--permutation-method": (["circular"], "permutation_method", "circular"),
     "--block-length": (["7"], "block_length", 7),
     "--fdr": (["by"], "fdr", "by"),
-    "--atlas": (["a.nii.gz", "b.nii.gz"], "atlas", ("{}/a.nii.gz", "{}/b.nii.gz")),
+    "--atlas": (["Glasser", "Schaefer400"], "atlas", ("Glasser", "Schaefer400")),
+    "--atlas-dir": (["words"], "atlas_dir", "{}/words"),
+    "--rois": (["own.toml"], "rois", "{}/own.toml"),
     "-w": (["w"], "work_dir", "{}/w"),
     "--work-dir": (["../w"], "work_dir", "{}/../w"),
     "--nprocs": (["3"], "nprocs", 3),
@@ -184,6 +186,10 @@ def test_defaults_are_those_of_settings(there):
     assert settings.work_dir == there / "work"
     assert settings.nprocs >= 1
     assert settings.mem_mb > 0
+
+
+def test_files_of_atlases_are_told_from_names_and_made_absolute(there):
+    assert parse("--atlas", "a.nii.gz", "Glasser").atlas == (str(there / "a.nii.gz"), "Glasser")
 
 
 def test_tables_alone_need_no_models(there):
