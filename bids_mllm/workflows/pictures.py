@@ -45,8 +45,8 @@ def _maps_of(result: ModelResult, *, top: float | None, who: str) -> tuple[Pictu
     pictures = [
         Picture(
             canvas.scores(values, top=top, label="held-out r"),
-            f"{where} coloured by the held-out correlation of {result.model} in {who}; {canvas.peak(values)}.",
-            f"Held-out r of {result.model}{chosen}.",
+            f"{where} the held-out correlation of {result.model} in {who}; {canvas.peak(values)}.",
+            f"Held-out r of {result.model}{chosen}. {canvas.note}".rstrip(),
         )
     ]
     if len(sidecar["Layers"]) > 1:
@@ -55,7 +55,7 @@ def _maps_of(result: ModelResult, *, top: float | None, who: str) -> tuple[Pictu
         pictures.append(
             Picture(
                 canvas.layers(_only_predicted(positions, values), sidecar["Layers"]),
-                f"{where} coloured by the layer of {result.model} with the highest training-internal score.",
+                f"{where} the layer of {result.model} with the highest training-internal score.",
                 "Best layer, chosen inside training, where held-out r is above 0.",
             )
         )
@@ -64,7 +64,7 @@ def _maps_of(result: ModelResult, *, top: float | None, who: str) -> tuple[Pictu
         pictures.append(
             Picture(
                 canvas.categories(_only_predicted(names, values), sidecar["Conditions"], label="condition"),
-                f"{where} coloured by the condition of {result.model} with the highest training-internal score.",
+                f"{where} the condition of {result.model} with the highest training-internal score.",
                 "Best condition (pooling and instruction), chosen inside training, where held-out r is above 0.",
             )
         )
