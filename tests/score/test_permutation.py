@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bids_mllm.exceptions import DesignError
 from bids_mllm.score import permutation
-from bids_mllm.score.permutation import bounds_of, permutation_test, standardize
+from bids_mllm.score.permutation import bounds_of, join_tests, permutation_test, standardize
 
 RNG = np.random.default_rng(0)
 
@@ -132,6 +132,24 @@ def test_tiles_and_threads_of_targets_change_nothing(method, monkeypatch):
     np.testing.assert_allclose(tiled.r, whole.r)
     np.testing.assert_array_equal(tiled.p, whole.p)
     np.testing.assert_allclose(tiled.null_max, whole.null_max, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["block", "circular"])
+def test_tests_of_parts_are_put_together_to_that_of_all(method):
+    """A part alone has lower maxima, and one of its parts holds no target that varies."""
+    y, x = np.random.default_rng(0).normal(size=(2, 200, 40)).astype(np.float32)
+    x[:, ::3] += 0.3 * y[:, ::3]
+    y[:, 10:20] = 1.0
+    runs = np.repeat([0, 1], 100)
+    whole = permutation_test(y, x, runs, method=method, n_permutations=199)
+    spans = [slice(0, 10), slice(10, 20), slice(20, 40)]
+    parts = [permutation_test(y[:, span], x[:, span], runs, method=method, n_permutations=199) for span in spans]
+    joined = join_tests(parts)
+    for name in ("r", "statistic", "p", "p_max", "inflation"):
+        np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(joined.null_max, whole.null_max, atol=1e-5)
+    assert (np.concatenate([part.p_max for part in parts]) < whole.p_max).any()
+    assert np.isnan(join_tests(parts[1:2]).p_max).all()
 
 
 def test_working_memory_stays_below_its_bound(monkeypatch):
