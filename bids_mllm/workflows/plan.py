@@ -99,9 +99,7 @@ def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
     runs, stimuli, lost = shown_runs(
         settings, found, mapped, cache, with_media=bool(models), tolerate_missing=only_list
     )
-    usable, dropped = (
-        (runs, ()) if only_list else usable_runs(runs, use_confounds=settings.confounds != "none")
-    )
+    usable, dropped = (runs, ()) if only_list else usable_runs(runs, use_confounds=settings.confounds != "none")
     _check_sound(models, stimuli)
     spans = _spans(settings, usable, models, stimuli)
     usable, tableless = _check_spans(usable, spans)
@@ -168,9 +166,7 @@ def _find(
     database = settings.bids_database_dir
     if database is not None and not keep_index and not database.is_dir():
         database = None  # a dry run reuses an index but makes none
-    derivatives = [
-        index_derivative(name, root, participants, database_dir=database) for name, root in roots.items()
-    ]
+    derivatives = [index_derivative(name, root, participants, database_dir=database) for name, root in roots.items()]
     query = RunQuery(
         participants=tuple(participants),
         spaces=tuple(map(parse_space, settings.space)),

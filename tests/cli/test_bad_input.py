@@ -230,7 +230,8 @@ def test_run_too_short_to_cut(call, study, tmp_path):
         (("--delays", "1", "1"), ("--delays",)),
         (("--mem", "lots"), ("--mem", "16G")),
         (("--derivatives", "fmriprep={study}/nowhere"), ("nowhere", "--derivatives")),
-        (("--space", "fsLR"), ("fsLR", "surface")),
+        (("--space", "fsLR"), ("fsLR", "volumes in MNI152NLin2009cAsym", "tasks bourne01")),
+        (("--space", "fsLR:91k"), ("fsLR:91k", "den-LABEL")),
     ],
 )
 def test_wrong_values(call, study, tmp_path, arguments, parts):

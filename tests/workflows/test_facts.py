@@ -1,0 +1,34 @@
+"""What the outputs say of where their runs come from, with several derivatives."""
+
+import json
+from pathlib import Path
+
+from bids_mllm.cli.parser import parse_settings
+from bids_mllm.workflows.facts import dataset_facts, sources
+from bids_mllm.workflows.plan import plan_study
+
+
+def test_every_derivative_is_linked_and_every_file_named_in_its_own(own_study, tmp_path):
+    main, other = own_study / "derivatives" / "fmriprep", tmp_path / "again"
+    described = {"Name": "again", "BIDSVersion": "1.8.0", "GeneratedBy": [{"Name": "again", "Version": "7"}]}
+    for bold in sorted(main.glob("sub-01/**/*task-life01*_desc-preproc_bold.nii.gz")):
+        moved = other / bold.relative_to(main)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        bold.rename(moved)
+    (other / "dataset_description.json").write_text(json.dumps(described))
+    named = ("--derivatives", f"fmriprep={main}", f"again={other}")
+    words = (own_study, tmp_path / "out", "participant", "--participant-label", "01", *named, "--sloppy")
+    plan = plan_study(parse_settings([str(word) for word in words]))
+    assert plan.derivatives == {"fmriprep": main, "again": other}
+    assert {run.derivative for run in plan.designs[0].runs if run.task == "life01"} == {"again"}
+    uris = sources(plan, plan.designs[0].runs)
+    roots = {"raw": own_study, **plan.derivatives}
+    for uri in uris:
+        _, name, path = uri.split(":")
+        assert (roots[name] / Path(path)).is_file(), uri
+    of_life = [uri for uri in uris if "task-life01" in uri and not uri.startswith("bids:raw:")]
+    assert {uri.split(":")[1] for uri in of_life if "preproc" in uri} == {"again"}
+    assert {uri.split(":")[1] for uri in of_life if "confounds" in uri} == {"fmriprep"}
+    facts = dataset_facts(plan)
+    assert {name: (tmp_path / "out" / link).resolve() for name, link in facts["links"].items()} == roots
+    assert {"URL": "bids:again:", "Version": "7"} in facts["sources"]
