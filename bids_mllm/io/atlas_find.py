@@ -173,10 +173,11 @@ def _of_user(item: AtlasItem, run: Run) -> tuple[Path, ...]:
     )
 
 
-def _closeness(files: tuple[Path, ...], run: Run) -> tuple[bool, bool, bool]:
+def _closeness(files: tuple[Path, ...], run: Run) -> tuple[int, bool, bool]:
+    """Rank files that can serve: those of the very space, then those that name one, then the others."""
     fine = {"den": run.density, "res": run.resolution}
     return (
-        space_of(files[0]) == _space(run),
+        0 if space_of(files[0]) is None else 1 + (space_of(files[0]) == _space(run)),
         form_of(files[0]) == run.form,
         any(label and (entity_of(files[0], key) or "").lstrip("0") == label.lstrip("0") for key, label in fine.items()),
     )
