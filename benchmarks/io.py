@@ -1,6 +1,6 @@
-"""Load, mask and clean one run against nilearn's NiftiMasker.
+"""Load, mask and clean one run against nilearn's NiftiMasker; fit more voxels than fit into memory.
 
-usage: python benchmarks/io.py [--quick]
+usage: python benchmarks/io.py [--quick] [--blocks [VOXELS VOLUMES GIB]]
 
 One run of 97 x 115 x 97 voxels x 405 volumes of float32 (100 volumes with --quick), smooth signals with noise over the
 whole field of view, compressed as nibabel does, and a mask of about 230,000 voxels. Both sides take the mean (the
@@ -9,6 +9,11 @@ masker is called by its manual: ``NiftiMasker(mask_img, standardize=None, detren
 confounds=)``. Each side runs in a process of its own, in turns, two each (one with --quick); its seconds are from the
 path to the cleaned array without imports, the shortest turn counts; its memory is the peak resident size of the
 process, imports included.
+
+With `--blocks` one feature space of few columns is fitted, scored and tested by the app's own node instead, in so many
+voxels and volumes (50,000 x 3,000 unless told) with so much memory allowed (1 GiB), the series on disk. Its last
+line has the peak of the memory that the process held for itself (anonymous pages, every 10 ms) and of all that was
+resident, with all imports, the size of the targets, and the seconds.
 
 The last line is one JSON object: `load_time_ratio` and `load_memory_ratio`, the app over the masker; `max_abs_diff`,
 the largest difference of a value in standard deviations of its voxel; and the figures that they are made of.
@@ -19,8 +24,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -132,9 +139,125 @@ def measure_loading(folder: Path, *, quick: bool) -> dict[str, float]:
     } | best
 
 
+class Columns:
+    """Stands for a model of one feature space of a few columns, made up in every volume."""
+
+    def __init__(self, design: Any, n_volumes: int) -> None:
+        from bids_mllm.records import Condition
+
+        self.design, self.model, self.width = design, "columns", 8
+        self.conditions, self.layers, self.warnings = (Condition("media"),), (0,), ()
+        self.X = np.random.default_rng(0).standard_normal((n_volumes, self.width))
+
+    def memory(self, brain: Any) -> Any:
+        """As for any model."""
+        from bids_mllm.interfaces.encoding import ModelFeatures
+
+        self._block_length = 10
+        return ModelFeatures.memory(self, brain)
+
+    def matrix(self, rows: Any, condition: Any, layer: int) -> np.ndarray:
+        """Columns in all volumes."""
+        return self.X
+
+
+def write_series(path: Path, columns: np.ndarray, n_voxels: int) -> None:
+    """Write a series that follows the columns, a few volumes in memory at a time."""
+    rng = np.random.default_rng(1)
+    weights = rng.standard_normal((columns.shape[1], n_voxels), dtype=np.float32)
+    series = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(columns), n_voxels))
+    for start in range(0, len(columns), 100):
+        signal = columns[start : start + 100].astype(np.float32) @ weights
+        series[start : start + 100] = signal + 3 * rng.standard_normal(signal.shape, dtype=np.float32)
+
+
+def design_of_films(n_volumes: int) -> Any:
+    """Return a design of one participant with runs of at most 500 volumes, each of a film of its own."""
+    from bids_mllm.align.windows import align_run
+    from bids_mllm.records import ParticipantDesign, Run, Showing
+
+    parts = np.array_split(np.arange(n_volumes), max(5, n_volumes // 500))
+    runs = tuple(
+        Run(
+            "01",
+            None,
+            f"film{n}",
+            None,
+            "T1w",
+            None,
+            None,
+            None,
+            1.0,
+            0.0,
+            len(part),
+            None,
+            (Showing(f"film{n}x", 0.0),),
+        )
+        for n, part in enumerate(parts)
+    )
+    windows = tuple(align_run(run, {f"film{n}x": 1e4}, window=None) for n, run in enumerate(runs))
+    return ParticipantDesign("01", "T1w", runs, windows, (), None)
+
+
+class Peak:
+    """The highest that a figure of this process got while the block ran, in MB."""
+
+    def __init__(self, field: str) -> None:
+        self.field, self.mb, self.done = field, 0.0, threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+
+    def watch(self) -> None:
+        """Look until the block has ended."""
+        while not self.done.wait(0.01):
+            self.mb = max(self.mb, kernel_mb(self.field))
+
+    def __enter__(self) -> "Peak":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.done.set()
+        self.thread.join()
+
+
+def measure_blocks(folder: Path, n_voxels: int, n_volumes: int, gib: float) -> dict[str, float]:
+    """Peak of memory of a fit that may take so many GiB, and what there was to fit."""
+    from bids_mllm.interfaces.brain import Brain
+    from bids_mllm.interfaces.encoding import FitOptions, FitScores
+    from bids_mllm.interfaces.inference import InferenceOptions
+    from bids_mllm.interfaces.rows import CVOptions, make_rows
+    from bids_mllm.io.scores import load_scores
+
+    design = design_of_films(n_volumes)
+    features = Columns(design, n_volumes)
+    write_series(folder / "series.npy", features.X, n_voxels)
+    options = FitOptions(
+        delays=(0, 1), alphas=(1.0, 1e4, 5), high_pass=0.0, layers=None, inference=InferenceOptions(n_permutations=100)
+    )
+    rows = make_rows(design, delays=options.delays, cv=CVOptions())
+    node = FitScores()
+    node.inputs.memory_bytes = node.inputs.max_block_bytes = int(gib * 2**30)
+    begin = time.perf_counter()
+    with Peak("RssAnon") as own, Peak("VmRSS") as resident:
+        node._fit(folder / "scores.npz", features, Brain(folder / "series.npy", rows, "cpu"), options)
+    seconds = time.perf_counter() - begin
+    r = load_scores(folder / "scores.npz").best_r
+    return {
+        "allowed_mb": gib * 1024,
+        "peak_own_mb": own.mb,
+        "peak_resident_mb": resident.mb,
+        "targets_mb": len(rows.run_of_row) * n_voxels * 4 / 2**20,
+        "voxels": n_voxels,
+        "rows": len(rows.run_of_row),
+        "median_r": float(np.median(r)),
+        "s": seconds,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--blocks", nargs="*", type=float, metavar="N", help="VOXELS VOLUMES GIB")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -142,7 +265,11 @@ def main() -> None:
         side(options.side, options.folder)
         return
     with tempfile.TemporaryDirectory(prefix="bids-mllm-benchmark-") as folder:
-        figures = measure_loading(Path(folder), quick=options.quick)
+        if options.blocks is None:
+            figures = measure_loading(Path(folder), quick=options.quick)
+        else:
+            n_voxels, n_volumes, gib = options.blocks or (50_000, 3_000, 1.0)
+            figures = measure_blocks(Path(folder), int(n_voxels), int(n_volumes), gib)
     print(json.dumps({name: float(f"{value:.4g}") for name, value in figures.items()} | {"quick": options.quick}))
 
 

@@ -11,6 +11,8 @@ SQUARES = 5
 # Maps of each feature space while they are collected, and once more when they are put together.
 MAPS = 12
 SMALLEST_BLOCK = 2**26
+# What a process with the libraries holds beside its arrays, and what the allocator does not give back at once.
+PROCESS = 2**29
 # Where targets go part by part, the share of what they may take that the working arrays of a block get, the bytes from
 # which more is of no use to these, and the fewest targets of a part.
 BLOCK_SHARE, LARGEST_BLOCK, SMALLEST_PART = 0.25, 2**30, 256
@@ -119,8 +121,8 @@ def joint_memory(n_rows: int, n_test: int, n_targets: int, *, n_kernels: int, n_
 def part_of_targets(need: FitMemory, n_targets: int, available: int) -> int:
     """How many targets to take at once: all where they fit, else equal parts.
 
-    Every part costs the decompositions of the kernels again, which is little as long as it has more targets than
-    there are rows.
+    What the process itself takes is left free. Every part costs the decompositions of the kernels again, which is
+    little as long as it has more targets than there are rows.
 
     Parameters
     ----------
@@ -135,9 +137,9 @@ def part_of_targets(need: FitMemory, n_targets: int, available: int) -> int:
     n_part : int
         At least a few, even where these do not fit; :func:`block_bytes` tells that.
     """
-    if n_targets == 0 or need.total + SMALLEST_BLOCK <= available:
+    left = available - PROCESS - need.fixed
+    if n_targets == 0 or need.targets + need.predictions + SMALLEST_BLOCK <= left:
         return n_targets
-    left = available - need.fixed
     block = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, BLOCK_SHARE * left))
     most = max(SMALLEST_PART, int((left - block) * n_targets / (need.targets + need.predictions)))
     return -(-n_targets // -(-n_targets // most))
@@ -156,7 +158,7 @@ def block_bytes(need: FitMemory, available: int) -> int:
     Returns
     -------
     left : int
-        What fixed arrays and voxels leave.
+        What fixed arrays and voxels leave, without the process itself where that leaves a block.
 
     Raises
     ------
@@ -173,4 +175,4 @@ def block_bytes(need: FitMemory, available: int) -> int:
             f"fewest voxels at once), but {available / GIB:.2f} GiB are allowed; raise --mem, run fewer processes, "
             "or take fewer runs or a coarser space."
         )
-    return left
+    return max(SMALLEST_BLOCK, left - PROCESS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bids_mllm.align.windows import align_run
-from bids_mllm.fit.memory import SMALLEST_BLOCK, fit_memory, part_of_targets
+from bids_mllm.fit.memory import PROCESS, SMALLEST_BLOCK, fit_memory, part_of_targets
 from bids_mllm.interfaces import ceiling, encoding
 from bids_mllm.interfaces.bands import Band, _Joint, join_bands, join_pairs
 from bids_mllm.interfaces.brain import Brain
@@ -73,7 +73,7 @@ def options_of(**changes):
 
 def scarce(need, share):
     """Memory for so much of the voxels and the smallest block."""
-    return need.fixed + SMALLEST_BLOCK + int(share * (need.targets + need.predictions))
+    return need.fixed + PROCESS + SMALLEST_BLOCK + int(share * (need.targets + need.predictions))
 
 
 def assert_same(found, expected):
@@ -124,7 +124,7 @@ def test_bands_and_pairs_in_parts_are_those_of_all(study):
     (whole,) = work.parts(2, 2, 2**34)
     assert whole.brain.n_voxels == N_VOXELS
     n_rows = len(study.rows.run_of_row)
-    parts = list(work.parts(2, 2, SMALLEST_BLOCK + 8 * 7 * n_rows**2 + 4 * n_rows * N_VOXELS))
+    parts = list(work.parts(2, 2, PROCESS + SMALLEST_BLOCK + 8 * 7 * n_rows**2 + 4 * n_rows * N_VOXELS))
     assert [part.brain.n_voxels for part in parts] == [234, 234, 232]
     assert_same(join_bands([part.fit_bands(bands) for part in parts]), work.fit_bands(bands))
     keys = ("A", "B", "C")
@@ -165,10 +165,10 @@ def test_targets_are_the_same_from_the_file_and_from_the_array(study, monkeypatc
 def test_parts_fit_beside_what_is_fixed_and_have_about_one_size():
     need = fit_memory(12_000, 2_400, 200_000, n_volumes=12_500, n_features=3_584, n_delays=5, n_spaces=20)
     assert part_of_targets(need, 200_000, 2**40) == 200_000
-    assert part_of_targets(need, 200_000, need.total + SMALLEST_BLOCK) == 200_000
+    assert part_of_targets(need, 200_000, need.total + PROCESS + SMALLEST_BLOCK) == 200_000
     for available in (need.fixed + 2**31, need.fixed + 2**33, need.total):
         n_part = part_of_targets(need, 200_000, available)
-        assert need.part(n_part, 200_000).total + SMALLEST_BLOCK <= available
+        assert need.part(n_part, 200_000).total + PROCESS + SMALLEST_BLOCK <= available
         n_parts = -(-200_000 // n_part)
         assert n_parts * n_part - 200_000 < n_parts
     assert part_of_targets(need, 200_000, 0) == 256
