@@ -19,12 +19,12 @@ from bids_mllm.interfaces.participant_tables import (
     rate_of,
     score_rows,
 )
-from bids_mllm.io.atlas import load_atlas
+from bids_mllm.io.atlas import atlas_facts, atlas_from_json, load_atlas
 from bids_mllm.io.clock import load_clock, write_clock_table
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_map, write_mask, write_table
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json, written_record
-from bids_mllm.io.grids import Grid, VolumeGrid
+from bids_mllm.io.grids import Grid
 from bids_mllm.io.maps import files_of_map, load_map, map_extension
 from bids_mllm.io.scores import load_bands, load_ceiling, load_held_out, load_pairs, load_scores
 from bids_mllm.outcomes import CeilingMap
@@ -43,8 +43,7 @@ class _MapsInputSpec(BaseInterfaceInputSpec):
     joint = File(exists=True, desc="JSON that FitJointly wrote")
     clock = File(exists=True, desc="npz that CheckClock wrote")
     facts = traits.Str(mandatory=True, desc="JSON: what every sidecar of this participant says")
-    atlases = traits.List(traits.Str(), desc="label images")
-    atlas_digests = traits.List(traits.Str(), desc="of images and tables, so that changed ones count")
+    atlases = traits.List(traits.Str(), desc="JSON of AtlasFiles, with digests, so that changed ones count")
     fdr = traits.Enum("bh", "by", usedefault=True)
     n_permutations = traits.Int(5000, usedefault=True, desc="sign flips between models")
     seed = traits.Int(0, usedefault=True)
@@ -72,7 +71,7 @@ class WriteMaps(SimpleInterface):
         options = ComparisonOptions(self.inputs.fdr, self.inputs.n_permutations, self.inputs.seed)
         index = fitted["models"]
         rates = model_rates(index, options)
-        atlases = target.atlases([Path(path) for path in self.inputs.atlases])
+        atlases = target.atlases(self.inputs.atlases)
         for model in index:
             target.forget(model)
         written = [*target.write_encoding_mask(bold), *target.write_split(fitted["folds"])]
@@ -179,11 +178,9 @@ class _Target:
         """Label of the participant."""
         return str(self.name.participant)
 
-    def atlases(self, images: Sequence[Path]) -> list[Atlas]:
-        """Load the label images on the usable places."""
-        if not isinstance(self.grid, VolumeGrid):
-            raise NotImplementedError
-        return [load_atlas(image, self.usable.reshape(self.grid.shape), self.grid.affine) for image in images]
+    def atlases(self, described: Sequence[str]) -> list[Atlas]:
+        """Load atlases on the usable places."""
+        return [load_atlas(atlas_from_json(text), self.grid, self.usable) for text in described]
 
     def write_encoding_mask(self, bold: Mapping[str, Any]) -> list[Path]:
         """Write the mask of the places that have scores; BIDS has a suffix for those of volumes only."""
@@ -311,7 +308,7 @@ class _Target:
         """Write the tables of one model, one of each kind an atlas."""
         written = []
         for atlas in atlases:
-            heads = {"Model": dict(model), "Atlas": atlas.name}
+            heads = {"Model": dict(model), **atlas_facts(atlas)}
             place = {"model": result.scores.model, "atlas": atlas.name}
             layers = layer_rows(self.participant, result, atlas)
             tables = {

@@ -19,7 +19,6 @@ from bids_mllm.interfaces.ceiling import EstimateCeiling
 from bids_mllm.interfaces.derivatives import WriteMaps
 from bids_mllm.interfaces.encoding import FitScores
 from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable
-from bids_mllm.io.atlas import atlas_digest
 from bids_mllm.io.design import design_to_text
 from bids_mllm.io.files import read_json, still_written, write_text_if_changed
 from bids_mllm.io.store import FeatureEntry
@@ -320,8 +319,7 @@ def _maps_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_fi
         WriteMaps(
             design=str(design_file),
             facts=json.dumps(map_facts(plan, design), sort_keys=True),
-            atlases=[str(path) for path in settings.atlas],
-            atlas_digests=[atlas_digest(path) for path in settings.atlas],
+            atlases=[files.to_json() for files in plan.atlases[design.place]],
             fdr=settings.fdr,
             n_permutations=settings.n_permutations,
             seed=settings.random_seed,
