@@ -88,6 +88,8 @@ def _cifti_image(values: FloatArray, axis: Any) -> Any:
     names = nib.cifti2.ScalarAxis([f"map {number}" for number in range(1, len(rows) + 1)])
     image = nib.Cifti2Image(rows, header=(names, axis))
     image.update_headers()
+    parcels = isinstance(axis, nib.cifti2.ParcelsAxis)
+    image.nifti_header.set_intent(f"NIFTI_INTENT_CONNECTIVITY_{'PARCELLATED_SCALAR' if parcels else 'DENSE_SCALARS'}")
     return image
 
 
