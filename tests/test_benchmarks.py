@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -135,3 +136,42 @@ def test_a_full_size_is_that_of_the_trained_model(tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     # 13 instructions of about 30 tokens behind 1500 of video, 8 tokens generated.
     assert full_size.operations(model, 1516, 13 * 28, 13 * 8) == pytest.approx(34e12, rel=0.05)
+
+
+@pytest.fixture
+def loading(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the script of loading, which has the name of a module of Python, on a small grid."""
+    spec = importlib.util.spec_from_file_location("benchmark_io", FOLDER / "io.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SHAPE", (12, 14, 13))
+    return module
+
+
+def test_both_sides_load_the_same_values(loading: Any, tmp_path: Path) -> None:
+    loading.write_run(tmp_path, 60)
+    regressors = np.load(tmp_path / "regressors.npy")
+    (app, app_s), (masker, masker_s) = (side(tmp_path, regressors) for side in (loading.by_app, loading.by_masker))
+    assert app.shape == masker.shape
+    assert app.shape[0] == 60
+    assert loading.largest_difference(app, masker) < 1e-4
+    assert min(app_s, masker_s) > 0
+
+
+def test_a_difference_is_in_deviations_of_its_voxel(loading: Any) -> None:
+    expected = np.random.default_rng(0).normal(size=(50, 6)) * [1, 10, 100, 1, 1, 1] + 8000
+    found = expected.copy()
+    found[3, 1] += 1.0
+    # The mean is taken off on both sides, so a fiftieth of the step is everywhere.
+    assert loading.largest_difference(found, expected) == pytest.approx(0.98 / expected[:, 1].std())
+    with pytest.raises(RuntimeError, match="The app has"):
+        loading.largest_difference(found[:, :5], expected)
+
+
+def test_fits_in_parts_are_measured(loading: Any, tmp_path: Path) -> None:
+    figures = loading.measure_blocks(tmp_path, 300, 250, 0.8)
+    assert (figures["voxels"], figures["rows"]) == (300, 245)
+    assert figures["median_r"] > 0.3
+    assert figures["peak_own_mb"] > 0
