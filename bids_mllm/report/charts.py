@@ -16,6 +16,20 @@ _HATCHES = ("", "///", "...", "xxx")
 _LINES = ("-", "--", ":", "-.")
 
 
+def rois_of_bars(kinds: Mapping[str, str], *, max_rois: int = MAX_ROIS) -> tuple[str, ...]:
+    """Return the regions that bars are drawn of: of many areas only the groups and sets, where there are any.
+
+    Parameters
+    ----------
+    kinds
+        Kind by name of the region: area, group or set.
+    max_rois
+        Areas up to which all are drawn.
+    """
+    groups = tuple(roi for roi, kind in kinds.items() if kind != "area")
+    return groups if groups and len(kinds) - len(groups) > max_rois else tuple(kinds)
+
+
 def roi_bars(
     rois: Sequence[str],
     models: Sequence[str],

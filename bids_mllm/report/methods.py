@@ -129,6 +129,8 @@ class MethodsFacts:
         How scores were tested within participants, in sentences that may cite; empty = not at all.
     joint_fits
         What was fitted jointly, in sentences that may cite; empty = nothing.
+    regions
+        Over which regions scores were averaged, and on what terms, in plain sentences; empty = over none.
     group_statistics
         What was done over participants, in sentences; empty = nothing.
     library_versions
@@ -156,6 +158,7 @@ class MethodsFacts:
     noise_ceiling: str = ""
     statistics: str = ""
     joint_fits: str = ""
+    regions: str = ""
     group_statistics: str = ""
     library_versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -194,6 +197,7 @@ def methods_text(facts: MethodsFacts) -> str:
         facts.joint_fits,
         "## Scores",
         _scores(facts),
+        _escaped(facts.regions),
     ]
     if facts.statistics:
         parts += ["## Statistics", facts.statistics]

@@ -107,3 +107,18 @@ def _first_runs(designs: Sequence[ParticipantDesign]) -> list[Run]:
         for design in reversed(designs)
     }
     return list(keys.values())[::-1]
+
+
+def atlas_words(atlases: Sequence[AtlasFiles]) -> str:
+    """Return sentences for the methods: over which regions scores were averaged, and on what terms."""
+    if not atlases:
+        return ""
+    names = ", ".join(dict.fromkeys(files.name for files in atlases))
+    terms = dict.fromkeys(files.terms for files in atlases if files.terms)
+    return " ".join(
+        [
+            f"Scores were averaged over the regions of {names} and, where their areas are in it, over groups of areas "
+            "of both hemispheres; the sidecars of the tables list the groups with their sources.",
+            *terms,
+        ]
+    )

@@ -10,12 +10,12 @@ import numpy as np
 
 from bids_mllm import __version__
 from bids_mllm.config import Settings
-from bids_mllm.group.tables import roi_summary
+from bids_mllm.group.tables import coverage_warnings, roi_summary
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import read_tsv, write_text
 from bids_mllm.io.results import ModelResult
 from bids_mllm.records import ModelSpec
-from bids_mllm.report.charts import roi_bars
+from bids_mllm.report.charts import roi_bars, rois_of_bars
 from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.content import Picture, Table
 from bids_mllm.report.pages import GroupPage, ModelPictures, ReportedError, render_group
@@ -36,12 +36,12 @@ def write_group_report(settings: Settings, results: Sequence[ModelResult], *, fa
     of_group = group_models(results)
     checks = found_checks(settings.output_dir, list(dict.fromkeys(result.model for result in results)))
     pictures = best_maps(of_group, who="the group")
-    roi_pictures, roi_tables = _rois(settings.output_dir, of_group)
+    roi_pictures, roi_tables, uncovered = _rois(settings.output_dir, of_group)
     page = GroupPage(
         participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
         app_version=__version__,
         created=now(),
-        warnings=(*_warnings(results), *conditioning_warnings(checks)),
+        warnings=(*_warnings(results), *uncovered, *conditioning_warnings(checks)),
         errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
         summary=_summary(results),
         participant_tables=_participant_tables(results),
@@ -155,20 +155,24 @@ def _cards(results: Sequence[ModelResult]) -> tuple[ModelCard, ...]:
     return tuple(cards.values())
 
 
-def _rois(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[tuple[Picture, ...], tuple[Table, ...]]:
-    pictures, tables = [], []
+def _rois(
+    output_dir: Path, of_group: Sequence[ModelResult]
+) -> tuple[tuple[Picture, ...], tuple[Table, ...], tuple[str, ...]]:
+    """Bars and a table of each atlas, and warnings of participants whose masks miss regions."""
+    pictures, tables, warnings = [], [], []
     for name in dict.fromkeys(result.name for result in of_group):
         pattern = name.path(output_dir, extension=".tsv", stat="scores", atlas="*")
         for path in sorted(pattern.parent.glob(pattern.name)):
             match = re.search(r"_atlas-([^_]+)_", path.name)
             atlas = match.group(1) if match else path.stem
-            summary = roi_summary([_numbers(row) for row in read_tsv(path) if row["layer"] == "best"])
-            best = [row for row in summary if row["condition"] == "best"]
+            rows = [_numbers(row) for row in read_tsv(path) if row["layer"] == row["condition"] == "best"]
+            warnings += [f"{atlas}, {name.place}: {sentence}" for sentence in coverage_warnings(rows)]
             many = len({result.name for result in of_group}) > 1
-            picture, table = _roi_block(best, f"{atlas} (films {name.task}, space {name.place})" if many else atlas)
+            heading = f"{atlas} (films {name.task}, space {name.place})" if many else atlas
+            picture, table = _roi_block(roi_summary(rows), heading)
             pictures.append(picture)
             tables.append(table)
-    return tuple(pictures), tuple(tables)
+    return tuple(pictures), tuple(tables), tuple(dict.fromkeys(warnings))
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
@@ -178,10 +182,11 @@ def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
 
 def _roi_block(best: Sequence[Mapping[str, Any]], atlas: str) -> tuple[Picture, Table]:
     models = list(dict.fromkeys(row["model"] for row in best))
-    rois = list(dict.fromkeys(row["roi"] for row in best))
+    kinds = {row["roi"]: row["kind"] for row in best}
+    rois, drawn = sorted(kinds, key=lambda roi: kinds[roi] == "area"), rois_of_bars(kinds)
     values = {(row["model"], row["roi"]): row for row in best}
-    mean_r = np.array([[values[model, roi]["r"] for roi in rois] for model in models])
-    alt = f"Mean over participants of the held-out r of each ROI of {atlas}, one bar a model; numbers are in the table."
+    mean_r = np.array([[values[model, roi]["r"] for roi in drawn] for model in models])
+    alt = f"Mean over participants of the held-out r of the ROIs of {atlas}, one bar a model; numbers are in the table."
     rows = tuple(
         (
             roi,
@@ -189,13 +194,14 @@ def _roi_block(best: Sequence[Mapping[str, Any]], atlas: str) -> tuple[Picture, 
             values[model, roi]["r"],
             values[model, roi]["r_sem"],
             values[model, roi]["n_participants"],
+            values[model, roi]["lowest_coverage"],
         )
         for roi in rois
         for model in models
     )
-    columns = ("ROI", "Model", "Mean r", "SEM over participants", "Participants")
+    columns = ("ROI", "Model", "Mean r", "SEM over participants", "Participants", "Lowest coverage")
     caption = f"ROIs of {atlas}, condition and layer chosen inside training."
-    return Picture(roi_bars(rois, models, mean_r), alt, f"ROIs of {atlas}."), Table(caption, columns, rows)
+    return Picture(roi_bars(drawn, models, mean_r), alt, f"ROIs of {atlas}."), Table(caption, columns, rows)
 
 
 def _comparisons(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[Table, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from bids_mllm.io.results import ModelResult, roi_tables
 from bids_mllm.records import FloatArray
-from bids_mllm.report.charts import layer_curves, layer_heat_map, roi_bars
+from bids_mllm.report.charts import layer_curves, layer_heat_map, roi_bars, rois_of_bars
 from bids_mllm.report.content import Picture, Table
 from bids_mllm.report.pages import ModelPictures
 from bids_mllm.report.tables import roi_table
@@ -128,11 +128,14 @@ def roi_content(results: Sequence[ModelResult]) -> tuple[tuple[Picture, ...], tu
     pictures, tables = [], []
     for atlas, of_model in by_atlas.items():
         models = list(of_model)
-        rois = list(dict.fromkeys(row["roi"] for rows in of_model.values() for row in rows))
+        kinds = {row["roi"]: row["kind"] for rows in of_model.values() for row in rows}
+        rois = sorted(kinds, key=lambda roi: kinds[roi] == "area")
+        drawn = rois_of_bars(kinds)
         mean_r = np.array([[_value(rows, roi, "r") for roi in rois] for rows in of_model.values()])
         voxels = [int(_value(next(iter(of_model.values())), roi, "n_voxels")) for roi in rois]
-        words = f"Mean held-out r of each ROI of {atlas}, one bar a model; the table below gives the numbers."
-        pictures.append(Picture(roi_bars(rois, models, mean_r), words, f"ROIs of {atlas}."))
+        words = f"Mean held-out r of the ROIs of {atlas}, one bar a model; the table below gives the numbers."
+        bars = roi_bars(drawn, models, mean_r[:, [rois.index(roi) for roi in drawn]])
+        pictures.append(Picture(bars, words, f"ROIs of {atlas}."))
         tables.append(roi_table(rois, models, mean_r, n_voxels=voxels, caption=f"Mean r of each ROI of {atlas}."))
     return tuple(pictures), tuple(tables)
 

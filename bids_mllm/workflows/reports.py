@@ -26,6 +26,7 @@ from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
 from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant
 from bids_mllm.report.tables import ModelCard
+from bids_mllm.workflows.atlases import atlas_words
 from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.clock import found_clock
 from bids_mllm.workflows.comparisons import comparison_tables
@@ -115,6 +116,7 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         noise_ceiling=_ceiling_words(plan, design),
         statistics=_statistics_words(settings, n_models=len(plan.models) + len(settings.feature_table)),
         joint_fits=_joint_words(settings),
+        regions=atlas_words([files for d in designs for files in plan.atlases.get(d.place, ())]),
         library_versions=versions,
     )
 

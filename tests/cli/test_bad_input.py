@@ -416,3 +416,26 @@ def test_split_files_that_cannot_be_used(call, study, tmp_path, content, status,
     )
     assert result.status == status
     sentence(result, what)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "said"),
+    [
+        ("tpl-MNI152NLin6Asym_atlas-own_dseg", None, "is in the space MNI152NLin6Asym, but the maps are in"),
+        ("space-MNI152NLin2009cAsym_atlas-own_dseg", "index\tname\n901\tV1\n", "No label of the table"),
+    ],
+)
+def test_an_atlas_that_does_not_fit_is_refused_before_any_work(call, study, tmp_path, name, table, said):
+    truth = study / "sourcedata/truth"
+    atlas = tmp_path / f"{name}.nii.gz"
+    shutil.copyfile(truth / "atlas-planted_dseg.nii.gz", atlas)
+    (tmp_path / f"{name}.tsv").write_text(table or (truth / "atlas-planted_dseg.tsv").read_text())
+    result = participant(call, study, tmp_path / "out", "--atlas", atlas)
+    assert result.status == 2
+    sentence(result, atlas.name, said)
+
+
+def test_an_atlas_that_templateflow_has_not_fetched_is_told_with_the_command(call, study, tmp_path):
+    result = participant(call, study, tmp_path / "out", "--atlas", "Schaefer400")
+    assert result.status == 2
+    sentence(result, "api.get('MNI152NLin2009cAsym'", "desc='400Parcels7Networks'")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bids_mllm.records import Fold, Showing
-from bids_mllm.report.charts import layer_curves, layer_heat_map, roi_bars
+from bids_mllm.report.charts import layer_curves, layer_heat_map, roi_bars, rois_of_bars
 from bids_mllm.report.design_charts import (
     alignment_chart,
     constant_stretches,
@@ -110,6 +110,14 @@ def test_roi_bars_keep_the_highest_and_say_so() -> None:
     assert "The 2 of 4 ROIs with the highest mean" in found
     assert {"b1", "d3"} <= set(found)
     assert not {"a0", "c2"} & set(found)
+
+
+def test_of_many_areas_only_groups_are_drawn_where_there_are_any() -> None:
+    areas = {f"A{number}": "area" for number in range(5)}
+    groups = {"EVC": "group", "visual": "set"}
+    assert rois_of_bars(areas | groups, max_rois=4) == ("EVC", "visual")
+    assert rois_of_bars(areas | groups, max_rois=5) == (*areas, *groups)
+    assert rois_of_bars(areas, max_rois=4) == tuple(areas)
 
 
 def test_roi_bars_refuse_another_shape() -> None:

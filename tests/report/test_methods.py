@@ -81,6 +81,7 @@ def test_without_baseline_the_text_says_so() -> None:
         ({"delays": (1,)}, "delayed by 1 TR (", "1 TRs"),
         ({"participants": ("07",), "n_runs": 1}, "1 functional run of 1 participant (sub-07)", "1 runs"),
         ({"group_statistics": "Maps were averaged."}, "## Group", "## Groups"),
+        ({"regions": "Means over Glasser [in part]."}, r"Means over Glasser \[in part\].", " [in part"),
     ],
 )  # fmt: skip
 def test_the_text_follows_the_facts(changes: dict[str, object], present: str, absent: str) -> None:

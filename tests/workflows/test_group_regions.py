@@ -1,0 +1,33 @@
+"""Regions on the group page, from tables made by hand."""
+
+from bids_mllm.io.derivatives import MapName
+from bids_mllm.io.files import write_tsv
+from bids_mllm.io.results import ModelResult
+from bids_mllm.workflows.group_report import _rois
+
+SCORES = {"r2": 0.1, "cv_r2": 0.1, "r_normalized": 0.3}
+
+
+def row(participant, roi, kind, r, coverage):
+    heads = {"participant": participant, "model": "m", "condition": "best", "pooling": "best", "instruction": None}
+    index = None if kind != "area" else 1
+    own = {"layer": "best", "roi_index": index, "roi": roi, "kind": kind, "coverage": coverage, "r": r}
+    return {**heads, **own, **SCORES}
+
+
+def test_participants_that_miss_a_region_are_left_out_of_its_mean_and_named(tmp_path):
+    name = MapName(None, "life", "fsaverage6", None)
+    path = name.path(tmp_path, extension=".tsv", stat="scores", atlas="Glasser")
+    rows = [row(p, *roi, r, 1.0) for p, r in (("01", 0.2), ("02", 0.4)) for roi in (("L_V1", "area"), ("EVC", "group"))]
+    rows += [row("03", "L_V1", "area", 0.9, 0.1), row("03", "EVC", "group", 0.3, 0.9)]
+    write_tsv(path, rows)
+    pictures, (table,), warnings = _rois(tmp_path, [ModelResult(name, "m", tmp_path)])
+    assert len(pictures) == 1
+    # Groups come first; the third participant counts for the group and not for the area.
+    assert [(one[0], round(one[2], 3), one[4], one[5]) for one in table.rows] == [
+        ("EVC", 0.3, 3, 0.9),
+        ("L_V1", 0.3, 2, 0.1),
+    ]
+    assert warnings == (
+        "Glasser, fsaverage6: sub-03 takes no part in the means of L_V1 (10%), of which its mask holds less than 50%.",
+    )
