@@ -1,6 +1,7 @@
 """Where the columns of series and maps lie: voxels, vertices, grayordinates or parcels, always as one flat axis."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -68,6 +69,11 @@ class GrayordinateGrid:
         models = [structure for structure, *_ in self.axis.iter_structures()]
         return f"{self.n_places} grayordinates of {len(models)} structures"
 
+    @cached_property
+    def mapping(self) -> Any:
+        """The axis as CIFTI headers of maps hold it; made once, since it takes long."""
+        return self.axis.to_mapping(1)
+
 
 @dataclass(frozen=True)
 class ParcelGrid:
@@ -86,6 +92,11 @@ class ParcelGrid:
     def words(self) -> str:
         """The grid in words, for messages."""
         return f"{self.n_places} parcels ({', '.join(self.names[:2])}, ...)"
+
+    @cached_property
+    def mapping(self) -> Any:
+        """The axis as CIFTI headers of maps hold it; made once, since it takes long."""
+        return self.axis.to_mapping(1)
 
 
 Grid = VolumeGrid | SurfaceGrid | GrayordinateGrid | ParcelGrid
