@@ -107,7 +107,7 @@ def same_grid(one: Grid, other: Grid) -> bool:
     if isinstance(one, VolumeGrid) and isinstance(other, VolumeGrid):
         return one.shape == other.shape and np.allclose(one.affine, other.affine, atol=AFFINE_TOLERANCE)
     if isinstance(one, GrayordinateGrid) and isinstance(other, GrayordinateGrid):
-        return bool(one.axis == other.axis)
+        return one.axis is other.axis or bool(one.axis == other.axis)
     if isinstance(one, ParcelGrid) and isinstance(other, ParcelGrid):
         return one.names == other.names
     return isinstance(one, SurfaceGrid) and one == other

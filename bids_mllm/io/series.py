@@ -4,6 +4,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from bids_mllm.records import BoolArray, FloatArray, Run
 
 #: Beginning of a GIFTI file in which its first array is described.
 HEAD_BYTES = 2**20
+#: Number of the header extension of NIfTI-2 that holds the CIFTI header.
+CIFTI_CODE = 32
 
 
 @contextmanager
@@ -46,10 +49,10 @@ def series_grid(run: Run) -> Grid:
     import nibabel as nib
 
     with _readable(run.bold):
-        image = nib.load(run.bold)
         if run.form == "volume":
+            image = nib.load(run.bold)
             return VolumeGrid(tuple(image.shape[:3]), image.affine)
-        axis = image.header.get_axis(1)
+        axis = _columns(_cifti_header(_path(run)))
         return ParcelGrid(tuple(axis.name), axis) if run.form == "parcels" else GrayordinateGrid(axis)
 
 
@@ -129,10 +132,31 @@ def _hemispheres(run: Run) -> tuple[FloatArray, FloatArray]:
 
 
 def _cifti(run: Run) -> FloatArray:
+    """Series of a CIFTI file, (n_volumes, n_places), read as the NIfTI-2 file that it is on disk."""
     import nibabel as nib
 
     with _readable(run.bold):
-        return np.asarray(nib.load(run.bold).dataobj, dtype=np.float32)
+        values = np.asarray(nib.Nifti2Image.from_filename(run.bold).dataobj, dtype=np.float32)
+        return values.reshape(values.shape[-2:])
+
+
+def _cifti_header(path: Path) -> bytes:
+    """XML of a CIFTI file, with the number of volumes left out, so that it is equal where the places are."""
+    import nibabel as nib
+
+    extensions = nib.Nifti2Image.from_filename(path).header.extensions
+    xml = next((each.content for each in extensions if each.get_code() == CIFTI_CODE), None)
+    if xml is None:
+        raise ValueError("no CIFTI header")
+    return re.sub(rb'NumberOfSeriesPoints="\d+"', b'NumberOfSeriesPoints="1"', xml)
+
+
+@lru_cache(maxsize=4)
+def _columns(xml: bytes) -> Any:
+    """Axis of the places of a CIFTI file; kept, since runs share it and parsing it takes most of a second."""
+    from nibabel.cifti2.parse_cifti2 import Cifti2Extension
+
+    return Cifti2Extension.from_bytes(xml).get_object().get_axis(1)
 
 
 def _parcel_names(run: Run) -> tuple[str, ...]:
