@@ -4,12 +4,63 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bids_mllm.records import FloatArray
+from bids_mllm.records import BoolArray, Condition, FloatArray, IntArray
 
 #: Seconds between which a haemodynamic response peaks. The canonical double gamma does at 5 s; over people and regions
 #: it is about 2 s earlier or later (Aguirre et al. 1998, doi:10.1006/nimg.1998.0369; Handwerker et al. 2004,
 #: doi:10.1016/j.neuroimage.2003.11.029), and an asymmetric response to slow features looks up to 0.5 s later.
 EXPECTED_PEAK = (3.0, 8.0)
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """Scores of all feature spaces of one model in one participant; NaN for voxels set aside.
+
+    Attributes
+    ----------
+    conditions, layers
+        The axes 0 and 1 of the arrays.
+    r, r2, cv_r2, alpha : (n_conditions, n_layers, n_voxels) float32
+        Held-out Pearson r and R2 and training-internal R2 (each the mean over outer folds), and the
+        chosen alpha (geometric mean over outer folds).
+    r_concatenated : (n_conditions, n_layers, n_voxels) float32
+        Held-out Pearson r of the rows of all outer folds together, each run z-scored by itself.
+    alpha_edge : (n_conditions, n_layers, n_voxels) bool
+        True where any fold chose the first or the last alpha of the grid.
+    best_r, best_r2 : (n_voxels,) float32
+        Held-out scores of the feature space with the highest `cv_r2` in each outer fold, mean over folds.
+    best_condition, best_layer : (n_voxels,) int16
+        Index into conditions and layers of the highest mean `cv_r2`; -1 for voxels set aside.
+    condition_best_r : (n_conditions, n_voxels) float32
+        As `best_r` with the layer chosen and the condition given.
+    condition_best_layer : (n_conditions, n_voxels) int16
+    fold_cv_r2 : (n_folds, n_conditions, n_layers) float32
+        Mean over voxels of the positive part of the training-internal R2 of each outer fold, by which a feature space
+        is chosen for a whole brain without its held-out rows.
+    fold_names
+        What each outer fold holds out.
+    warnings
+        Sentences for the report (feature spaces without variance, ...).
+    """
+
+    model: str
+    conditions: tuple[Condition, ...]
+    layers: tuple[int, ...]
+    r: FloatArray
+    r_concatenated: FloatArray
+    r2: FloatArray
+    cv_r2: FloatArray
+    alpha: FloatArray
+    alpha_edge: BoolArray
+    best_r: FloatArray
+    best_r2: FloatArray
+    best_condition: IntArray
+    best_layer: IntArray
+    condition_best_r: FloatArray
+    condition_best_layer: IntArray
+    fold_cv_r2: FloatArray
+    fold_names: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

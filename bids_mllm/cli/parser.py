@@ -11,7 +11,7 @@ from bids_mllm import __version__
 from bids_mllm.cli.model_options import add_features_options
 from bids_mllm.cli.presets import preset_label, read_preset
 from bids_mllm.cli.spelling import Parser
-from bids_mllm.cli.workflow_options import add_output_options, add_workflow_options
+from bids_mllm.cli.workflow_options import add_output_options, add_settings_options, add_workflow_options
 from bids_mllm.config import (
     CEILINGS,
     CONFOUNDS,
@@ -60,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_validation_options,
         add_statistics_options,
         add_workflow_options,
+        add_settings_options,
         add_output_options,
     ):
         add(parser)
@@ -275,8 +276,8 @@ def add_statistics_options(parser: Parser) -> None:
         nargs="+",
         metavar="NAME|FILE",
         help="atlases for ROI tables: Glasser, Schaefer400, Schaefer1000x17, ..., or label files in the space of the "
-        "maps, such as a NIfTI image with a TSV (index, name[, hierarchy]), .label.gii or .annot of both hemispheres, or "
-        ".dlabel.nii",
+        "maps, such as a NIfTI image with a TSV (index, name[, hierarchy]), .label.gii or .annot of both hemispheres, "
+        "or .dlabel.nii",
     )
     add(
         group,

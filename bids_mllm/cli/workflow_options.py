@@ -43,6 +43,28 @@ def add_workflow_options(parser: Parser) -> None:
     )
     add(
         group,
+        "--random-seed",
+        type=int,
+        metavar="N",
+        help="seed of libraries that draw random numbers (default 0)",
+    )
+    add(group, "--stop-on-first-crash", action="store_true", help="end at the first node that fails")
+    add(group, "--clean-workdir", action="store_true", help="remove the work folder after success")
+    add(group, "--resource-monitor", action="store_true", help="record memory and processor use of every node")
+    add(
+        group,
+        "--sloppy",
+        action="store_true",
+        help="coarse low-level features: for trying out and tests only",
+    )
+
+
+def add_settings_options(parser: Parser) -> None:
+    """Settings by name or from a file."""
+    group = parser.add_argument_group("settings from a file")
+    add = parser.add_option
+    add(
+        group,
         "--preset",
         metavar="NAME|FILE",
         help=f"settings of a study ({', '.join(preset_names())}) or of a TOML file, which --config-file and the "
@@ -61,22 +83,6 @@ def add_workflow_options(parser: Parser) -> None:
         type=Path,
         metavar="FILE",
         help="TOML of a former run; the command line overrides it",
-    )
-    add(
-        group,
-        "--random-seed",
-        type=int,
-        metavar="N",
-        help="seed of libraries that draw random numbers (default 0)",
-    )
-    add(group, "--stop-on-first-crash", action="store_true", help="end at the first node that fails")
-    add(group, "--clean-workdir", action="store_true", help="remove the work folder after success")
-    add(group, "--resource-monitor", action="store_true", help="record memory and processor use of every node")
-    add(
-        group,
-        "--sloppy",
-        action="store_true",
-        help="coarse low-level features: for trying out and tests only",
     )
 
 

@@ -28,8 +28,8 @@ from bids_mllm.interfaces.rows import make_rows, without_windows
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json
 from bids_mllm.io.scores import load_scores, save_bands, save_pairs
-from bids_mllm.outcomes import BandScores, PairScores
-from bids_mllm.records import Condition, FloatArray, Fold, ModelScores
+from bids_mllm.outcomes import BandScores, ModelScores, PairScores
+from bids_mllm.records import Condition, FloatArray, Fold
 from bids_mllm.score.held_out import ColumnScores, mean_of_viewings, score_fold, scored_predictions
 from bids_mllm.score.partition import product_measure
 

@@ -39,7 +39,8 @@ from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json, write_json
 from bids_mllm.io.scores import save_held_out, save_scores
 from bids_mllm.io.store import FeatureEntry, canonical_json
-from bids_mllm.records import Condition, FloatArray, Fold, ModelScores, ParticipantDesign, WindowGrid
+from bids_mllm.outcomes import ModelScores
+from bids_mllm.records import Condition, FloatArray, Fold, ParticipantDesign, WindowGrid
 from bids_mllm.score.held_out import score_fold, scored_predictions
 from bids_mllm.score.selection import ScoreBoard, join_scores
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bids_mllm.outcomes import BandScores, CeilingMap, HeldOut, PairScores
-from bids_mllm.records import FloatArray, ModelScores
+from bids_mllm.outcomes import BandScores, CeilingMap, HeldOut, ModelScores, PairScores
+from bids_mllm.records import FloatArray
 from bids_mllm.score.ceiling import normalized_correlation
 from bids_mllm.score.layers import preferred_depth_argmax, preferred_depth_mass
 from bids_mllm.score.partition import Partition, partition_normalized_r, partition_r2

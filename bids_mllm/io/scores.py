@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.io.files import atomic_path
-from bids_mllm.outcomes import BandScores, CeilingMap, HeldOut, PairScores
-from bids_mllm.records import Condition, ModelScores
+from bids_mllm.outcomes import BandScores, CeilingMap, HeldOut, ModelScores, PairScores
+from bids_mllm.records import Condition
 
 
 def save_scores(path: Path, scores: ModelScores) -> None:

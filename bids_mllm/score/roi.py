@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bids_mllm.records import Atlas, BoolArray, Condition, FloatArray, IntArray, ModelScores
+from bids_mllm.outcomes import ModelScores
+from bids_mllm.records import Atlas, BoolArray, Condition, FloatArray, IntArray
 from bids_mllm.score.bootstrap import bootstrap_runs
 from bids_mllm.score.ceiling import normalized_correlation
 from bids_mllm.score.selection import at_choice

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from bids_mllm.records import BoolArray, Condition, FloatArray, IntArray, ModelScores
+from bids_mllm.outcomes import ModelScores
+from bids_mllm.records import BoolArray, Condition, FloatArray, IntArray
 
 NONE = -1
 

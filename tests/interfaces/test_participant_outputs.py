@@ -23,8 +23,8 @@ from bids_mllm.interfaces.participant_tables import (
     score_rows,
 )
 from bids_mllm.interfaces.rows import Rows
-from bids_mllm.outcomes import BandScores, CeilingMap, PairScores
-from bids_mllm.records import Atlas, Condition, Fold, ModelScores
+from bids_mllm.outcomes import BandScores, CeilingMap, ModelScores, PairScores
+from bids_mllm.records import Atlas, Condition, Fold
 from bids_mllm.score.paired import BlockScores
 
 N_VOXELS, N_ROWS = 12, 600

@@ -14,7 +14,8 @@ from bids_mllm.exceptions import BidsMllmError
 from bids_mllm.io.design import design_to_text, read_design
 from bids_mllm.io.probes import ProbeCache
 from bids_mllm.io.scores import load_scores, save_scores
-from bids_mllm.records import Condition, DroppedRun, ModelScores, ParticipantDesign, Run, Showing, TRWindows
+from bids_mllm.outcomes import ModelScores
+from bids_mllm.records import Condition, DroppedRun, ParticipantDesign, Run, Showing, TRWindows
 
 
 def design() -> ParticipantDesign:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from bids_mllm.records import Atlas, Condition, ModelScores
+from bids_mllm.outcomes import ModelScores
+from bids_mllm.records import Atlas, Condition
 from bids_mllm.score.roi import roi_table
 
 CONDITIONS = (Condition("generated", "AR"), Condition("stimulus"))
