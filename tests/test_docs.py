@@ -175,6 +175,7 @@ def test_file_names_are_those_that_are_written() -> None:
         one.path(out, extension=".tsv", model="<model>", stat="<table>", atlas="<atlas>"),
         one.path(out, extension=".tsv", model="<model>", stat="partition"),
         one.path(out, extension=".tsv", stat="modelcomparison"),
+        one.path(out, extension=".tsv", stat="clocklag"),
         group.path(out, extension=".tsv", stat="scores", atlas="<atlas>"),
         group.path(out, extension=".tsv", stat="<table>"),
         one.path(out, suffix="mask", desc="encoding"),

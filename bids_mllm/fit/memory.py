@@ -110,6 +110,10 @@ def joint_memory(n_rows: int, n_test: int, n_targets: int, *, n_kernels: int, n_
         Kernels of one fit, of each of which the predictions are kept.
     wide
         As for :func:`fit_memory`.
+
+    Returns
+    -------
+    need : FitMemory
     """
     targets = (SINGLE + (DOUBLE if wide else SINGLE)) * n_rows * n_targets
     # Predictions of each kernel and their copy to score, of all, and the held-out targets.

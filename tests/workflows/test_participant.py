@@ -220,13 +220,13 @@ def test_changed_option_recomputes_only_what_depends_on_it(finished, study, tmp_
     result = run(*arguments(study, out, work, "--participant-label", "01", "--high-pass", "0.01"))
     assert result.returncode == 0, result.stderr
     changed = {name for name, time in results_of(work).items() if before.get(name) != time}
-    assert {name.split("_")[0] for name in changed} == {"bold", "bolds", "fit", "ceiling", "maps"}
+    assert {name.split("_")[0] for name in changed} == {"bold", "bolds", "fit", "ceiling", "clock", "maps"}
     before = results_of(work)
     result = run(*arguments(study, out, work, "--participant-label", "01", "--high-pass", "0.01", "--window", "2.98"))
     assert result.returncode == 0, result.stderr
     changed = {name for name, time in results_of(work).items() if before.get(name) != time}
     assert {name.split("_")[0] for name in changed} == {
-        "features", "manifests", "checks", "fit", "ceiling", "maps",
+        "features", "manifests", "checks", "fit", "ceiling", "clock", "maps",
     }  # fmt: skip
 
 
