@@ -67,6 +67,12 @@ class MapName:
         entities = {"seg": self.segmentation, "res": self.resolution, "den": self.density}
         return "_".join([self.space, *(f"{key}-{label}" for key, label in entities.items() if label)])
 
+    @property
+    def units(self) -> str:
+        """What the places are called: voxels, vertices, grayordinates or parcels."""
+        names = {".nii.gz": "voxels", ".func.gii": "vertices", ".dscalar.nii": "grayordinates"}
+        return names.get(self.extension, "parcels")
+
     def of_group(self) -> "MapName":
         """Return the name of the same output of the group."""
         return replace(self, participant=None)

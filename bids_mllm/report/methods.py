@@ -131,6 +131,8 @@ class MethodsFacts:
         What was fitted jointly, in sentences that may cite; empty = nothing.
     regions
         Over which regions scores were averaged, and on what terms, in plain sentences; empty = over none.
+    units
+        What the places are: voxels, vertices, grayordinates, parcels.
     group_statistics
         What was done over participants, in sentences; empty = nothing.
     library_versions
@@ -159,6 +161,7 @@ class MethodsFacts:
     statistics: str = ""
     joint_fits: str = ""
     regions: str = ""
+    units: tuple[str, ...] = ("voxels",)
     group_statistics: str = ""
     library_versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -220,8 +223,14 @@ def _data(facts: MethodsFacts) -> str:
         f"[@bids; @bidsapps], to {_count(facts.n_runs, 'functional run')} of "
         f"{_count(len(facts.participants), 'participant')} ({participants}), found with PyBIDS [@pybids]."
         f"{preprocessed} The responses were taken in the space {_escaped(facts.space)}; the repetition time "
-        f"(TR) was {tr}."
+        f"(TR) was {tr}.{_units(facts.units)}"
     )
+
+
+def _units(units: Sequence[str]) -> str:
+    """Say for what voxels stand, where the places are others."""
+    others = [unit for unit in units if unit != "voxels"]
+    return f" What is said of voxels here holds for {_joined(others)}." if others else ""
 
 
 def _responses(facts: MethodsFacts) -> str:

@@ -133,6 +133,7 @@ def roi_table(
     mean_r: FloatArray,
     *,
     n_voxels: Sequence[int] | None = None,
+    units: str = "voxels",
     caption: str = "Mean r of each ROI.",
 ) -> Table:
     """Return the mean score of each ROI and model.
@@ -144,8 +145,10 @@ def roi_table(
     mean_r : (n_models, n_rois) float
     n_voxels
         Scored voxels of each ROI.
+    units
+        What these are called.
     """
-    columns = ("ROI", *(("Voxels",) if n_voxels is not None else ()), *models)
+    columns = ("ROI", *((units.capitalize(),) if n_voxels is not None else ()), *models)
     rows: list[tuple[Cell, ...]] = []
     for i, roi in enumerate(rois):
         counts: tuple[Cell, ...] = (int(n_voxels[i]),) if n_voxels is not None else ()

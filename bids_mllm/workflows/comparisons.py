@@ -29,13 +29,14 @@ def within_participants(output_dir: Path, name: MapName) -> list[Table]:
         )
         for row in rows
     )  # fmt: skip
+    units = name.units.capitalize()
     columns = (
-        "Participant", "Model A", "Model B", "Mean r of A less B", "p", "q", "Voxels A higher", "Voxels B higher",
-        "Voxels",
+        "Participant", "Model A", "Model B", "Mean r of A less B", "p", "q", f"{units} A higher", f"{units} B higher",
+        units,
     )  # fmt: skip
     caption = (
         f"Model against model within each participant ({name.place}): sign flips of parts of the correlation on the "
-        f"same held-out volumes; smallest attainable p {float(rows[0]['smallest_p']):.2g}. Voxels count where the "
+        f"same held-out volumes; smallest attainable p {float(rows[0]['smallest_p']):.2g}. {units} count where the "
         "false discovery rate is at most .05."
     )
     return [Table(caption, columns, cells)]

@@ -78,7 +78,7 @@ def _only_predicted(values: FloatArray, scores: FloatArray) -> FloatArray:
 
 def score_table(results: Sequence[ModelResult]) -> Table:
     """Return per model how its nested choice scores over the brain."""
-    rows = []
+    units, rows = units_of(results), []
     for result in results:
         r, _ = result.map("r", "best")
         values = r[np.isfinite(r)]
@@ -96,10 +96,16 @@ def score_table(results: Sequence[ModelResult]) -> Table:
             )
         )
     columns = (
-        "Model", "Voxels", "Mean r", "Median r", "95th percentile", "Highest r", "Share with q <= .05",
+        "Model", units.capitalize(), "Mean r", "Median r", "95th percentile", "Highest r", "Share with q <= .05",
         "Mean r / ceiling",
     )  # fmt: skip
-    return Table("Held-out r over all voxels; condition and layer chosen inside training.", columns, tuple(rows))
+    return Table(f"Held-out r over all {units}; condition and layer chosen inside training.", columns, tuple(rows))
+
+
+def units_of(results: Sequence[ModelResult]) -> str:
+    """Say what the places of some results are: voxels, vertices, grayordinates, parcels; places where they differ."""
+    names = {result.name.units for result in results}
+    return names.pop() if len(names) == 1 else "places"
 
 
 def _share_significant(result: ModelResult) -> float | None:
@@ -136,7 +142,8 @@ def roi_content(results: Sequence[ModelResult]) -> tuple[tuple[Picture, ...], tu
         words = f"Mean held-out r of the ROIs of {atlas}, one bar a model; the table below gives the numbers."
         bars = roi_bars(drawn, models, mean_r[:, [rois.index(roi) for roi in drawn]])
         pictures.append(Picture(bars, words, f"ROIs of {atlas}."))
-        tables.append(roi_table(rois, models, mean_r, n_voxels=voxels, caption=f"Mean r of each ROI of {atlas}."))
+        caption = f"Mean r of each ROI of {atlas}."
+        tables.append(roi_table(rois, models, mean_r, n_voxels=voxels, units=units_of(results), caption=caption))
     return tuple(pictures), tuple(tables)
 
 
@@ -155,7 +162,7 @@ def layer_pictures(results: Sequence[ModelResult]) -> tuple[ModelPictures, ...]:
             continue
         chosen = _top_tenth(result.map("cvr2", "best")[0])
         means = np.array([_layer_means(result, condition, chosen) for condition in conditions])
-        note = "mean over the tenth of voxels that the model predicts best inside training"
+        note = f"mean over the tenth of {result.name.units} that the model predicts best inside training"
         curves = {name: means[number] for number, name in enumerate(conditions)}
         own = (
             Picture(

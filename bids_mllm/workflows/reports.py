@@ -98,8 +98,9 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         app_version=__version__,
         fmriprep_versions=tuple(fmriprep),
         participants=tuple(dict.fromkeys(d.participant for d in designs)),
-        n_runs=sum(len(d.runs) for d in designs),
+        n_runs=len({(d.participant, run.label) for d in designs for run in d.runs}),
         space=", ".join(dict.fromkeys(d.place for d in designs)),
+        units=tuple(dict.fromkeys(FORM_UNITS[run.form] for d in designs for run in d.runs)),
         repetition_times=tuple(sorted({run.repetition_time for d in designs for run in d.runs})),
         window_length=design.windows[0].grids[0].length,
         window_position=settings.window_position,
@@ -184,8 +185,8 @@ def _joint_words(settings: Settings) -> str:
     return " ".join(sentences)
 
 
-#: What the places of each form are called.
-PLACES = {"volume": "Voxels", "surface": "Vertices", "grayordinates": "Grayordinates", "parcels": "Parcels"}
+#: What the places of a series are called.
+FORM_UNITS = {"volume": "voxels", "surface": "vertices", "grayordinates": "grayordinates", "parcels": "parcels"}
 #: Training-internal R2 above which a voxel counts as predicted.
 PREDICTED = 0.02
 #: Seconds that single frames may be off the film's clock without a warning.
@@ -309,8 +310,8 @@ def _summary(plan: StudyPlan, design: ParticipantDesign, results: Sequence[Model
         "Stimuli": len({s.stim_file for run in design.runs for s in run.showings}),
     }
     if results:
-        values, grid = results[0].map("r", "best")
-        summary[f"{PLACES[grid.form]} with a score"] = int(np.isfinite(values).sum())
+        values, _ = results[0].map("r", "best")
+        summary[f"{results[0].name.units.capitalize()} with a score"] = int(np.isfinite(values).sum())
     return summary
 
 

@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_mllm.io.grids import SurfaceGrid
+from bids_mllm.io.maps import save_map
 from bids_mllm.io.results import find_results
 
 OPTIONS = (
@@ -196,3 +198,53 @@ def test_pybids_finds_each_map_by_its_entities(finished):
 @pytest.mark.parametrize("page", ["sub-01.html", "sub-01_space-fsLR_den-91k.html", "group.html"])
 def test_there_is_a_page_of_every_space(finished, page):
     assert (finished[1] / page).stat().st_size > 50_000
+
+
+def renamed(text, old, new):
+    assert old in text
+    return text.replace(old, new)
+
+
+def test_participants_on_different_grids_are_refused_by_file(finished, tmp_path):
+    study, out, _ = finished
+    own = Path(shutil.copytree(out, tmp_path / "out"))
+    results = [results_by_place(own, label)["MNI152NLin2009cAsym"].path("r", "best") for label in ("01", "02")]
+    image = nib.load(results[1])
+    nib.Nifti1Image(np.asarray(image.dataobj), image.affine + np.eye(4)).to_filename(results[1])
+    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1")
+    assert group.returncode == 70
+    assert all(str(path) in group.stderr for path in results)
+    assert "one resolution or density for all participants" in group.stderr
+    assert "Traceback" not in group.stderr
+
+
+def test_native_spaces_have_tables_of_the_group_but_no_maps(finished, tmp_path):
+    """What was fsaverage5 passes for fsnative, with a vertex less in one participant."""
+    study, out, _ = finished
+    own = tmp_path / "out"
+    for path in out.glob("sub-*/func/*_space-fsaverage5_*"):
+        target = own / path.parent.relative_to(out) / renamed(path.name, "space-fsaverage5", "space-fsnative")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    result = results_by_place(own, "02")["fsnative"]
+    values, grid = result.map("r", "best")
+    save_map(result.path("r", "best"), np.delete(values, 0), SurfaceGrid(grid.n_left - 1, grid.n_right))
+    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1")
+    assert group.returncode == 0, group.stderr
+    assert not list((own / "group").rglob("*.func.gii"))
+    page = (own / "group.html").read_text(encoding="utf-8")
+    assert "In fsnative places of participants do not correspond" in page
+
+
+def test_a_run_on_another_grid_is_one_sentence(finished, tmp_path):
+    study = Path(shutil.copytree(finished[0], tmp_path / "bids"))
+    path = sorted((study / "derivatives/fmriprep/sub-01").rglob("*_seg-planted_timeseries.tsv"))[0]
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line.rpartition("\t")[0] for line in lines) + "\n")
+    result = run(
+        study, tmp_path / "out", "participant", *OPTIONS, "--space", "MNI152NLin2009cAsym:seg-planted",
+        "--participant-label", "01", "-w", tmp_path / "work",
+    )  # fmt: skip
+    assert result.returncode == 70
+    assert path.name in result.stderr
+    assert "Traceback" not in result.stderr
