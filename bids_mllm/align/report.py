@@ -55,7 +55,7 @@ def alignment_report(
         "n_masked_between": int(run.n_volumes - valid.sum()) - n_before - n_after,
         "film_minus_bold_seconds": round(max((end for _, end in spans), default=0.0) - bold_duration, 3),
         "unexplained_seconds": _unexplained(run, media_durations),
-        **_uncovered(spans, run.start_time, run.start_time + bold_duration),
+        **_uncovered(spans, bold_duration),
         "frame_clock_residual_seconds": round(max(residuals), 3) if residuals else None,
         "frame_clock_drift_seconds": round(sorted(drifts, key=abs)[-1], 3) if drifts else None,
     }
@@ -85,16 +85,19 @@ def _drift(showing: Showing) -> float:
     return (showing.rate - 1) * (showing.duration or 0.0)
 
 
-def _uncovered(spans: Sequence[tuple[float, float]], first: float, last: float) -> dict[str, float]:
-    """Seconds of the series that no playback covers, and of playbacks that the series does not."""
-    covered, reached, shown = 0.0, first, 0.0
+def _uncovered(spans: Sequence[tuple[float, float]], last: float) -> dict[str, float]:
+    """Seconds of the series that no playback covers, and of playbacks that the series does not.
+
+    The series is acquired from 0 to `last` on the run's clock, whatever instant of its TR a volume stands for.
+    """
+    covered, reached, shown = 0.0, 0.0, 0.0
     for start, end in sorted(spans):
-        inside = max(0.0, min(end, last) - max(start, first))
+        inside = max(0.0, min(end, last) - max(start, 0.0))
         shown += (end - start) - inside
         covered += max(0.0, min(end, last) - max(start, reached))
         reached = max(reached, end)
     return {
-        "run_without_film_seconds": round(last - first - covered, 3),
+        "run_without_film_seconds": round(last - covered, 3),
         "film_without_run_seconds": round(shown, 3),
     }
 

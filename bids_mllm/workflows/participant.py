@@ -22,7 +22,7 @@ from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable
 from bids_mllm.io.design import design_to_text
 from bids_mllm.io.files import read_json, still_written, write_text_if_changed
 from bids_mllm.io.store import FeatureEntry
-from bids_mllm.records import ModelSpec, ParticipantDesign, WindowGrid
+from bids_mllm.records import ModelSpec, ParticipantDesign, Run, WindowGrid
 from bids_mllm.workflows.checks import check_node
 from bids_mllm.workflows.clock import connect_clock, fast_feature_nodes
 from bids_mllm.workflows.facts import map_facts
@@ -224,14 +224,14 @@ def _connect_ceiling(
             cvs=json.dumps(options, sort_keys=True),
             method=method,
             device=device,
-            memory_bytes=int(plan.settings.mem_mb * 2**20),
+            memory_bytes=_fit_bytes(plan),
             max_block_bytes=_block_bytes(plan),
             use_gpu=device.startswith("cuda"),
             app_version=__version__,
         ),
         name=f"ceiling_{label}",
         n_procs=1 if device.startswith("cuda") else plan.settings.omp_nthreads,
-        mem_gb=_bold_gb(design),
+        mem_gb=_fit_bytes(plan) / 2**30,
     )
     merge = Node(Merge(len(viewers)), name=f"bolds_{label}", run_without_submitting=True)
     for position, one in enumerate(viewers, start=1):
@@ -275,7 +275,7 @@ def _fit_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_fil
             models=[*(model.key for model in plan.models), *settings.feature_table],
             options=json.dumps(_fit_options(plan, design), sort_keys=True),
             device=device,
-            memory_bytes=int(settings.mem_mb * 2**20),
+            memory_bytes=_fit_bytes(plan),
             max_block_bytes=_block_bytes(plan),
             use_gpu=device.startswith("cuda"),
             cache_dir=str(settings.work_dir / "fits"),
@@ -283,7 +283,7 @@ def _fit_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_fil
         ),
         name=f"fit_{label}",
         n_procs=1 if device.startswith("cuda") else settings.omp_nthreads,
-        mem_gb=_bold_gb(design),
+        mem_gb=_fit_bytes(plan) / 2**30,
     )
 
 
@@ -301,14 +301,14 @@ def _joint_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_f
             bands=json.dumps(joint_bands(settings, plan.instructions)),
             partition=json.dumps(real),
             device=device,
-            memory_bytes=int(settings.mem_mb * 2**20),
+            memory_bytes=_fit_bytes(plan),
             max_block_bytes=_block_bytes(plan),
             use_gpu=device.startswith("cuda"),
             app_version=__version__,
         ),
         name=f"joint_{label}",
         n_procs=1 if device.startswith("cuda") else settings.omp_nthreads,
-        mem_gb=_bold_gb(design),
+        mem_gb=_fit_bytes(plan) / 2**30,
     )
 
 
@@ -382,7 +382,7 @@ def _fit_options(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
 def _file_signatures(design: ParticipantDesign) -> str:
     signatures = []
     for run in design.runs:
-        for path in (run.bold, run.mask, run.confounds):
+        for path in (run.bold, run.bold_right, run.mask, run.confounds):
             if path is not None:
                 status = path.stat()
                 signatures.append([str(path), status.st_size, status.st_mtime_ns])
@@ -390,6 +390,18 @@ def _file_signatures(design: ParticipantDesign) -> str:
 
 
 def _bold_gb(design: ParticipantDesign) -> float:
-    """Rough memory of a participant's series in GiB: three copies of compressed size times five."""
-    size = sum(run.bold.stat().st_size for run in design.runs if run.bold is not None)
-    return max(0.5, 3 * 5 * size / 1024**3)
+    """Rough memory in GiB of cleaning a participant's runs one by one: three copies of the largest."""
+    return max(0.5, 3 * max(_series_bytes(run, design) for run in design.runs) / 1024**3)
+
+
+def _series_bytes(run: Run, design: ParticipantDesign) -> float:
+    """Bytes of one run in memory, by the sizes of its files; compressed ones hold about five times as much."""
+    sharing = sum(other.bold == run.bold for other in design.runs)
+    paths = [path for path in (run.bold, run.bold_right) if path is not None]
+    return sum((5 if path.suffix in (".gz", ".gii") else 1) * path.stat().st_size for path in paths) / sharing
+
+
+def _fit_bytes(plan: StudyPlan) -> int:
+    """Memory of one node that fits: of those that may run at once each has its share."""
+    at_once = min(plan.settings.nprocs, len(plan.designs))
+    return int(plan.settings.mem_mb * 2**20 / at_once)

@@ -10,13 +10,18 @@ def read_out(plan: StudyPlan, spec: ModelSpec, window: float | None = None) -> R
     """Return the read-out of one model; `window` is that of the first run when None."""
     settings = plan.settings
     return ReadOut(
-        window=plan.designs[0].windows[0].grids[0].length if window is None else window,
+        window=_window(plan) if window is None else window,
         poolings=settings.poolings,
         instructions=plan.instructions.get(spec.key, ()),
         max_new_tokens=settings.max_new_tokens,
         seed=settings.random_seed,
         demonstrations=_demonstrations(plan, spec),
     )
+
+
+def _window(plan: StudyPlan) -> float:
+    """Seconds of a window of the first run, whether it shows anything or not."""
+    return plan.settings.window or plan.designs[0].runs[0].repetition_time
 
 
 def _demonstrations(plan: StudyPlan, spec: ModelSpec) -> tuple[Demonstration, ...]:

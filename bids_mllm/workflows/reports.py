@@ -102,7 +102,7 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         space=", ".join(dict.fromkeys(d.place for d in designs)),
         units=tuple(dict.fromkeys(FORM_UNITS[run.form] for d in designs for run in d.runs)),
         repetition_times=tuple(sorted({run.repetition_time for d in designs for run in d.runs})),
-        window_length=design.windows[0].grids[0].length,
+        window_length=settings.window or design.runs[0].repetition_time,
         window_position=settings.window_position,
         delays=settings.delays,
         confounds_strategy=settings.confounds,

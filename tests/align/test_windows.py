@@ -237,10 +237,10 @@ def test_seconds_of_the_run_without_film_and_of_the_film_without_run(showings, w
     assert report["film_without_run_seconds"] == pytest.approx(without_run, abs=MS)
 
 
-def test_a_run_that_starts_late_is_counted_from_its_first_volume():
-    report = report_of(Showing("a", 0.0), n_volumes=10, start=0.745)
+def test_a_series_covers_its_film_whatever_instant_of_a_tr_volumes_stand_for():
+    report = report_of(Showing("a", 0.0), n_volumes=10, start=0.745, film=14.9)
     assert report["run_without_film_seconds"] == 0.0
-    assert report["film_without_run_seconds"] == pytest.approx(100 - 14.9, abs=MS)
+    assert report["film_without_run_seconds"] == 0.0
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,13 @@ def test_a_checkpoint_that_is_not_there_is_said_and_the_others_are_estimated(cal
     assert "bids-mllm-models prefetch Qwen/Qwen2.5-VL-7B-Instruct" in said
     assert any(line.startswith("melspectrogram: 1 conditions x 1 layers") for line in lines)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_first_run_that_shows_nothing_is_listed_like_any_other(call, own_study, tmp_path) -> None:
+    (own_study / "task-bourne01_events.tsv").unlink()
+    found = call(own_study, tmp_path / "out", "participant", "--models", "motionenergy", "--sloppy", "--dry-run")
+    assert found.status == 0, found.err
+    rows = [line.split("\t") for line in found.out.splitlines()]
+    first = dict(zip(rows[0], rows[1], strict=True))
+    assert (first["task"], first["stim_file"], first["n_windows"]) == ("bourne01", "n/a", "0")
+    assert "motionenergy: " in found.err
