@@ -396,7 +396,7 @@ def _bold_gb(design: ParticipantDesign) -> float:
 
 def _series_bytes(run: Run, design: ParticipantDesign) -> float:
     """Bytes of one run in memory, by the sizes of its files; compressed ones hold about five times as much."""
-    sharing = sum(other.bold == run.bold for other in design.runs)
+    sharing = 1 if run.dataset is None else sum(other.bold == run.bold for other in design.runs)
     paths = [path for path in (run.bold, run.bold_right) if path is not None]
     return sum((5 if path.suffix in (".gz", ".gii") else 1) * path.stat().st_size for path in paths) / sharing
 
