@@ -17,7 +17,7 @@ from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.fit.targets import prepare_targets
 from bids_mllm.interfaces.encoding import FitOptions, fit_options_from_json
 from bids_mllm.interfaces.rows import Rows, make_rows, stack_targets
-from bids_mllm.interfaces.viewings import at_common_moments, half_tr, moments_of, nearest, playbacks
+from bids_mllm.interfaces.viewings import half_tr, moments_of, nearest, playbacks, viewing_groups
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json
 from bids_mllm.io.scores import save_ceiling
@@ -171,19 +171,13 @@ def matched_repeats(viewer: Viewer) -> IntArray | None:
 
 
 def repeat_rows(viewer: Viewer) -> list[list[IntArray]]:
-    """For each held-out stimulus seen more than once, the rows of each viewing at common moments."""
-    moments = viewer.moments()
+    """For each held-out stimulus seen more than once, the rows of each viewing at common moments.
+
+    Viewings are those that are averaged where averages are scored.
+    """
     tested = np.unique(np.concatenate([fold.test for fold in viewer.rows.folds]))
-    found = []
-    for stim_file in dict.fromkeys(moments[row][0] for row in tested):
-        own = [row for row in tested if moments[row][0] == stim_file]
-        viewings = playbacks(own, viewer.rows.run_of_row, moments)
-        if len(viewings) < 2:
-            continue
-        matched = at_common_moments(viewings, half_tr(viewer.design))
-        if matched[0].size:
-            found.append(matched)
-    return found
+    groups = viewing_groups(tested, viewer.rows.run_of_row, viewer.moments(), half_tr(viewer.design))
+    return [rows for rows in groups if len(rows) > 1]
 
 
 def ceiling_from_participants(

@@ -69,10 +69,7 @@ def averaged(fold: Fold, run_of_row: IntArray, moments: Moments, tolerance: floa
     A stimulus seen once, and a viewing that has less than `SHARED_MOMENTS` of the moments of the longest one, is
     scored as it is. A playback that goes on where another ended is of the same viewing.
     """
-    groups: list[list[IntArray]] = []
-    for stim_file in dict.fromkeys(moments[row][0] for row in fold.test):
-        own = sorted(int(row) for row in fold.test if moments[row][0] == stim_file)
-        groups += _grouped(_viewings(playbacks(own, run_of_row, moments), tolerance + ROUNDING), tolerance + ROUNDING)
+    groups = viewing_groups(fold.test, run_of_row, moments, tolerance)
     n_viewings = max(len(group) for group in groups)
     rows = np.concatenate(
         [np.pad(np.stack(group), ((0, n_viewings - len(group)), (0, 0)), constant_values=-1) for group in groups],
@@ -82,6 +79,18 @@ def averaged(fold: Fold, run_of_row: IntArray, moments: Moments, tolerance: floa
     positions = order[np.searchsorted(fold.test, rows.clip(min=0), sorter=order).clip(max=len(order) - 1)]
     viewings = np.where(rows < 0, -1, positions)
     return replace(fold, viewings=viewings[:, np.argsort(rows[0], kind="stable")])
+
+
+def viewing_groups(tested: IntArray, run_of_row: IntArray, moments: Moments, tolerance: float) -> list[list[IntArray]]:
+    """For each stimulus, the rows of its viewings at their common moments, and each other viewing by itself.
+
+    A viewing that has less than `SHARED_MOMENTS` of the moments of the longest one is by itself.
+    """
+    groups: list[list[IntArray]] = []
+    for stim_file in dict.fromkeys(moments[row][0] for row in tested):
+        own = sorted(int(row) for row in tested if moments[row][0] == stim_file)
+        groups += _grouped(_viewings(playbacks(own, run_of_row, moments), tolerance + ROUNDING), tolerance + ROUNDING)
+    return groups
 
 
 def _viewings(played: Sequence[tuple[FloatArray, IntArray]], tolerance: float) -> list[tuple[FloatArray, IntArray]]:

@@ -190,12 +190,30 @@ def test_of_many_others_some_subsets_of_each_size_are_tried():
 
 
 def test_hardly_any_common_volumes_are_no_repeat(tmp_path):
-    """Two runs that show parts of one film which overlap in a few volumes."""
-    viewer = viewer_of(tmp_path, [("a", 0.0, 60), ("b", 0.0, 50), ("a", -110.0, 60)], test_runs=(0, 2))
+    """Two short runs that show parts of one film which overlap in most, but few, volumes."""
+    viewer = viewer_of(tmp_path, [("a", 0.0, 25), ("b", 0.0, 50), ("a", -20.0, 25)], test_runs=(0, 2))
     assert 0 < sum(len(rows[0]) for rows in repeat_rows(viewer)) < 20
     assert matched_repeats(viewer) is None
     with pytest.raises(DesignError, match="for 20 volumes or more"):
         ceiling_from_repeats(viewer)
+
+
+def test_a_film_seen_twice_over_two_runs_each_is_two_viewings(tmp_path):
+    """Each time the film was cut in two at another place: 80 moments, and each of four runs lacks its first two."""
+    parts = [("a", 0.0, 40), ("a", -80.0, 40), ("b", 0.0, 50), ("a", 0.0, 50), ("a", -100.0, 30)]
+    viewer = viewer_of(tmp_path, parts, test_runs=(0, 1, 3, 4))
+    (matched,) = repeat_rows(viewer)
+    moments, run = viewer.moments(), viewer.rows.run_of_row
+    assert [moments[row] for row in matched[0]] == [moments[row] for row in matched[1]]
+    assert [set(run[rows]) for rows in matched] == [{0, 1}, {3, 4}]
+    assert matched[0].size == 80 - 3 * 2
+    assert matched_repeats(viewer).shape == (2, 74)
+
+
+def test_a_viewing_that_broke_off_takes_nothing_from_the_ceiling(tmp_path):
+    viewer = viewer_of(tmp_path, [("a", 0.0, 60), ("b", 0.0, 50), ("a", 0.0, 15), ("a", 0.0, 60)], test_runs=(0, 2, 3))
+    assert matched_repeats(viewer).shape == (2, 58)
+    assert set(viewer.rows.run_of_row[matched_repeats(viewer).ravel()]) == {0, 3}
 
 
 def test_the_gram_of_voxels_is_made_tile_by_tile(tmp_path, monkeypatch):
