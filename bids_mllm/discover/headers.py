@@ -113,6 +113,11 @@ def _table(path: Path) -> SeriesHeader:
     with path.open("rb") as stream:
         names = tuple(stream.readline().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n").split(b"\t"))
         n_volumes = sum(1 for line in stream if line.strip())
+    if n_volumes == 0:
+        raise InputDataError(
+            f"{path} holds no volume; expected a line of names of parcels and a line a volume: fetch or preprocess it "
+            "again."
+        )
     return SeriesHeader(n_volumes, 0.0, names, f"{len(names)} parcels")
 
 

@@ -67,7 +67,9 @@ class Series:
     def rank(self) -> tuple[int, int]:
         """Lower for the file that is taken where one run has several in one place."""
         extensions = sorted(EXTENSIONS_OF_SERIES, key=(".dtseries.nii", ".ptseries.nii").__contains__, reverse=True)
-        return DESCRIPTIONS.index(self.name.entities.get("desc")), extensions.index(self.name.extension)
+        # HDF5 files may have any description, and none is better than another.
+        description = None if self.name.extension == ".h5" else self.name.entities.get("desc")
+        return DESCRIPTIONS.index(description), extensions.index(self.name.extension)
 
 
 def select(derivative: Derivative, query: RunQuery, name: str, **entities: Any) -> list[BidsName]:

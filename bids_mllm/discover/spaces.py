@@ -98,11 +98,13 @@ def parse_space(text: str) -> SpaceQuery:
 def form_of(name: BidsName) -> Form | None:
     """Return the form of a preprocessed series by its name; None for every other file."""
     entities, extension = name.entities, name.extension
-    if entities.get("desc") not in DESCRIPTIONS or "echo" in entities or entities.get("part", "mag") != "mag":
+    # In the HDF5 files of Algonauts 2025 it says which seasons of a series they hold.
+    described = extension == ".h5" or entities.get("desc") in DESCRIPTIONS
+    if not described or "echo" in entities or entities.get("part", "mag") != "mag":
         return None
     if segmentation_of(entities) is not None:
-        described = {".tsv": ("timeseries",), ".ptseries.nii": ("bold", "timeseries"), ".h5": ("bold", "timeseries")}
-        fits = name.suffix in described.get(extension, ()) and entities.get("stat", "mean") == "mean"
+        suffixes = {".tsv": ("timeseries",), ".ptseries.nii": ("bold", "timeseries"), ".h5": ("bold", "timeseries")}
+        fits = name.suffix in suffixes.get(extension, ()) and entities.get("stat", "mean") == "mean"
         return "parcels" if fits else None
     if name.suffix != "bold" or "space" not in entities:
         return None

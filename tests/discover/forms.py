@@ -67,9 +67,11 @@ def add_parcels_of_cifti(path: Path, n_volumes: int = 5, names: Sequence[str] = 
     return path
 
 
-def add_store(root: Path, shapes: Mapping[str, tuple[int, ...]], sub: str = "01") -> Path:
+def add_store(
+    root: Path, shapes: Mapping[str, tuple[int, ...]], sub: str = "01", *, task: str = "movie10", desc: str = ""
+) -> Path:
     """Write an HDF5 file as Algonauts 2025 names it, one array a key; the folder has no description."""
-    name = f"sub-{sub}_task-movie10_space-MNI152NLin2009cAsym_atlas-Schaefer18_parcel-1000Par7Net_bold.h5"
+    name = f"sub-{sub}_task-{task}_space-MNI152NLin2009cAsym_atlas-Schaefer18_parcel-1000Par7Net{desc}_bold.h5"
     path = root / f"sub-{sub}" / "func" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w") as content:

@@ -104,6 +104,9 @@ def test_what_an_item_matches(asked, name, fits):
         ("space-fsLR_seg-Glasser_stat-reho_bold.ptseries.nii", None),
         ("desc-confounds_timeseries.tsv", None),
         ("space-MNI152NLin2009cAsym_atlas-Schaefer18_parcel-1000Par7Net_bold.h5", "parcels"),
+        ("space-MNI152NLin2009cAsym_atlas-Schaefer18_parcel-1000Par7Net_desc-s123456_bold.h5", "parcels"),
+        ("space-MNI152NLin2009cAsym_desc-s123456_bold.h5", None),
+        ("space-MNI152NLin2009cAsym_atlas-Schaefer18_desc-s123456_timeseries.tsv", None),
     ],
 )
 def test_the_form_by_the_name(name, form):
