@@ -77,7 +77,8 @@ def read_events(path: Path) -> tuple[EventRow, ...]:
     Raises
     ------
     InputDataError
-        When the file cannot be read, lacks a column, or holds a time that is not a number; names the line.
+        When the file cannot be read, lacks a column, or holds a time that is not a number or a negative duration; names
+        the line.
     """
     columns, rows = _read_lines(path)
     missing = [name for name in ("onset", "duration", "stim_file") if name not in columns]
@@ -123,7 +124,7 @@ def _stimulus_rows(path: Path, columns: Sequence[str], rows: Sequence[Line]) -> 
         EventRow(
             stim_file=_text(row, "stim_file"),
             onset=_seconds(path, number, "onset", row["onset"]),
-            duration=_seconds_or_none(path, number, "duration", row["duration"]),
+            duration=_duration(path, number, row["duration"]),
             media_onset=_seconds_or_none(path, number, column, row[column]) if column else None,
         )
         for number, row in rows
@@ -167,6 +168,15 @@ def _seconds(path: Path, line: int, column: str, text: str | None) -> float:
         raise InputDataError(
             f"{path}, line {line}: {column} is {text!r}, but must be a number of seconds with a point "
             f"(such as {example}); correct the file."
+        )
+    return seconds
+
+
+def _duration(path: Path, line: int, text: str | None) -> float | None:
+    seconds = _seconds_or_none(path, line, "duration", text)
+    if seconds is not None and seconds < 0:
+        raise InputDataError(
+            f"{path}, line {line}: duration is {seconds:g}, but must not be negative; write n/a where it is not known."
         )
     return seconds
 

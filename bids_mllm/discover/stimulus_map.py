@@ -97,6 +97,12 @@ def _row(path: Path, line: int, row: dict[str, str | None]) -> MapRow:
         ) from None
     if not parsed.showing.stim_file:
         raise UsageError(f"The stimulus map {path}, line {line}: stim_file is empty; name the stimulus.")
+    seconds = parsed.showing.duration
+    if seconds is not None and seconds < 0:
+        raise UsageError(
+            f"The stimulus map {path}, line {line}: duration is {seconds:g}, but must not be negative; write n/a to "
+            "play to the end of the film."
+        )
     return parsed
 
 

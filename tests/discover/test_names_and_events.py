@@ -159,6 +159,12 @@ def test_a_comma_names_file_line_column_and_what_to_write(tmp_path, text, exampl
     )
 
 
+def test_a_negative_duration_names_file_line_and_value(tmp_path):
+    path = write_events(tmp_path, "onset\tduration\tstim_file\n0\t0\ta.mkv\n9\t-1.5\ta.mkv\n")
+    with pytest.raises(InputDataError, match=rf"{path}, line 3: duration is -1.5, but must not be negative"):
+        read_events(path)
+
+
 def test_rows_without_an_onset_and_rows_that_repeat_another_are_passed_over(tmp_path):
     path = write_events(
         tmp_path,
@@ -265,6 +271,7 @@ def test_a_map_gives_showings_in_order_of_onset(tmp_path):
         "m\t1\t1\ta.mkv\t1,5\t0\t1",
         "m\t1\t1\ta.mkv\t0\tnan\t1",
         "m\t1\t1\ta.mkv\t0\t0\tinf",
+        "m\t1\t1\ta.mkv\t0\t0\t-1.5",
         "m\t1\t1\tn/a\t0\t0\t1",
     ],
 )
