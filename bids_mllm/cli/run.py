@@ -197,13 +197,15 @@ def _record_settings(settings: Settings, folder: Path) -> None:
 
 
 def _group(settings: Settings) -> int:
-    from bids_mllm.workflows.group import check_comparable, check_grids, group_results, init_group_wf
+    from bids_mllm.workflows.group import check_comparable, check_grids, differing_places, group_results, init_group_wf
     from bids_mllm.workflows.group_report import write_group_report
     from bids_mllm.workflows.run import Failure, describe, run_workflow
 
     results = group_results(settings)
     _built(partial(check_comparable, results))
     _built(partial(check_grids, results))
+    for sentence in differing_places(results):
+        logger.warning("%s", sentence)
     if settings.dry_run:
         for result in results:
             sys.stdout.write(f"{result.name.participant}\t{result.name.space}\t{result.model}\n")

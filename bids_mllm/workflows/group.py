@@ -80,6 +80,24 @@ def check_grids(results: Sequence[ModelResult]) -> None:
             stack_maps([reference, result], "r", "best")
 
 
+def differing_places(results: Sequence[ModelResult]) -> list[str]:
+    """Warn of spaces in which participants have other resolutions or densities, so that they are groups apart."""
+    found: dict[tuple[str, str, str | None], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for result in results:
+        name = result.name
+        found[name.task, name.space, name.segmentation][name.place].add(str(name.participant))
+    warnings = []
+    for (task, space, _), places in found.items():
+        if len(set(map(frozenset, places.values()))) > 1:
+            sets = "; ".join(f"{place}: {', '.join(sorted(labels))}" for place, labels in places.items())
+            warnings.append(
+                f"Participants have other resolutions or densities of {space} (films {task}), so each has group maps "
+                f"and tables of its own, of those participants alone ({sets}); choose one of them for all with --space "
+                "at the participant level."
+            )
+    return warnings
+
+
 def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflow:
     """Build the graph of the group level from the results of the participant level.
 

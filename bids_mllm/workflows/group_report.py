@@ -23,7 +23,7 @@ from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.comparisons import number_cell, within_participants
 from bids_mllm.workflows.facts import library_versions
-from bids_mllm.workflows.group import NATIVE_SPACES
+from bids_mllm.workflows.group import NATIVE_SPACES, differing_places
 from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table
 from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
 from bids_mllm.workflows.run import Failure
@@ -84,7 +84,7 @@ def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
         own = {result.model for result in results if result.name.participant == participant}
         if own != models:
             warnings.append(f"sub-{participant} has no results of {', '.join(sorted(models - own))}.")
-    warnings += [*_split_warning(results), *_native_warning(results)]
+    warnings += [*_split_warning(results), *differing_places(results), *_native_warning(results)]
     n = len({result.name.participant for result in results})
     warnings.append(
         f"{n} participants: a test over them cannot reach a two-sided p below {min(1.0, 2.0 ** (1 - n)):.3g}. The "
