@@ -18,6 +18,9 @@ from bids_mllm.records import Run
 
 logger = logging.getLogger(__name__)
 
+#: Space of the subcortical voxels of CIFTI files.
+VOXELS_OF_GRAYORDINATES = "MNI152NLin6Asym"
+
 EMPTY = SeriesHeader(0, 0.0, (), "")
 
 
@@ -170,8 +173,8 @@ def _check_grids(found: Sequence[Series], headers: Sequence[SeriesHeader]) -> No
 def _make_run(series: Series, header: SeriesHeader, files: _Files) -> Run:
     name, entities = series.name, series.name.entities
     missing = _missing(series)
-    mask = files.masks.get(_mask_key(name)) if series.form == "volume" else None
-    if missing is None and mask is not None and mask.path.exists():
+    mask = _mask_of(series, files.masks)
+    if series.form == "volume" and missing is None and mask is not None and mask.path.exists():
         _check_mask(name.path, header, mask.path)
     confounds = files.confounds.get(name.run_key)
     clock = files.clocks.clock(name, header.repetition_time)
@@ -222,6 +225,19 @@ def _non_steady_state(confounds: Path | None) -> int:
 def _mask_key(name: BidsName) -> tuple[object, ...]:
     """Equal for a mask and the series that it is of."""
     return name.run_key, name.entities.get("space"), plain_label(name.entities.get("res"))
+
+
+def _mask_of(series: Series, masks: Mapping[tuple[object, ...], BidsName]) -> BidsName | None:
+    """Return the brain mask of a run: of volumes on their grid, of the voxels of grayordinates in their space."""
+    if series.form == "volume":
+        return masks.get(_mask_key(series.name))
+    if series.form != "grayordinates":
+        return None
+    run = series.name.run_key
+    # At 2 mm where there is one, since those are the voxels of most CIFTI files; any other is read by its affine.
+    of_run = [key for key in masks if key[:2] == (run, VOXELS_OF_GRAYORDINATES)]
+    found = min(of_run, key=lambda key: (key[2] != "2", str(key[2])), default=None)
+    return None if found is None else masks[found]
 
 
 def _check_mask(bold: Path, header: SeriesHeader, mask: Path) -> None:

@@ -1,6 +1,7 @@
 """Node that writes one participant's maps and tables into the output data set."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from bids_mllm.io.grids import Grid
 from bids_mllm.io.maps import files_of_map, load_map, map_extension
 from bids_mllm.io.scores import load_bands, load_ceiling, load_held_out, load_pairs, load_scores
 from bids_mllm.outcomes import CeilingMap
-from bids_mllm.records import Atlas, BoolArray, FloatArray
+from bids_mllm.records import Atlas, BoolArray, FloatArray, Run
 from bids_mllm.score.multiplicity import count_comparisons
 from bids_mllm.score.paired import BlockScores
 
@@ -74,7 +75,7 @@ class WriteMaps(SimpleInterface):
         atlases = target.atlases(self.inputs.atlases)
         for model in index:
             target.forget(model)
-        written = [*target.write_encoding_mask(bold), *target.write_split(fitted["folds"])]
+        written = [*target.write_encoding_mask(bold, design.runs), *target.write_split(fitted["folds"])]
         written += target.write_ceiling()
         if isdefined(self.inputs.clock):
             written += target.write_clock(Path(self.inputs.clock))
@@ -143,6 +144,16 @@ def _place_of(entities: Mapping[str, str]) -> str:
     ).place
 
 
+def brain_mask_words(runs: Sequence[Run]) -> str | None:
+    """Name the brain masks that were applied, without the entities of runs; None where there is none."""
+    masks = [run.mask for run in runs if run.mask is not None]
+    if not masks:
+        return None
+    kinds = ["_".join([*re.findall(r"(?:space|res|desc)-[^_]+", mask.name), "mask"]) for mask in masks]
+    words = ", ".join(dict.fromkeys(kinds))
+    return words if len(masks) == len(runs) else f"{words} in {len(masks)} of {len(runs)} runs"
+
+
 def _target(
     design: Any, bold: Mapping[str, Any], facts: Mapping[str, Any], ceiling: CeilingMap | None, output_dir: Path
 ) -> "_Target":
@@ -182,7 +193,7 @@ class _Target:
         """Load atlases on the usable places."""
         return [load_atlas(atlas_from_json(text), self.grid, self.usable) for text in described]
 
-    def write_encoding_mask(self, bold: Mapping[str, Any]) -> list[Path]:
+    def write_encoding_mask(self, bold: Mapping[str, Any], runs: Sequence[Run]) -> list[Path]:
         """Write the mask of the places that have scores; BIDS has a suffix for those of volumes only."""
         is_volume = self.grid.form == "volume"
         path = self.name.path(
@@ -196,6 +207,7 @@ class _Target:
             "Type": "Brain",
             "VoxelsInBrain": bold["n_voxels"],
             "VoxelsSetAside": bold["n_set_aside"],
+            "BrainMask": brain_mask_words(runs),
             "Sources": self.facts["Sources"],
         }
         if self.name.resolution:

@@ -57,14 +57,33 @@ def series_grid(run: Run) -> Grid:
 
 
 def brain_places(run: Run, grid: Grid) -> BoolArray:
-    """Return the places inside the run's mask, (n_places,); all where there is no mask file."""
+    """Return the places inside the run's mask, (n_places,); all where there is no mask file.
+
+    Of grayordinates those are set aside that are voxels outside the mask, or beyond its image.
+    """
     if run.mask is None:
         return np.ones(grid.n_places, dtype=bool)
     import nibabel as nib
 
     with _readable(run.mask):
-        inside: BoolArray = np.asarray(np.asarray(nib.load(run.mask).dataobj) > 0).reshape(-1)
-    return inside
+        image = nib.load(run.mask)
+        inside: BoolArray = np.asarray(np.asarray(image.dataobj) > 0).reshape(image.shape[:3])
+    return _voxels_inside(grid, inside, image.affine) if isinstance(grid, GrayordinateGrid) else inside.reshape(-1)
+
+
+def _voxels_inside(grid: GrayordinateGrid, inside: BoolArray, affine: FloatArray) -> BoolArray:
+    """Grayordinates that are vertices, or voxels whose centre lies in a voxel of `inside`, (n_places,)."""
+    from nibabel.affines import apply_affine
+
+    kept = np.ones(grid.n_places, dtype=bool)
+    voxels = np.flatnonzero(grid.axis.volume_mask)
+    if voxels.size:
+        world = apply_affine(grid.axis.affine, grid.axis.voxel[voxels])
+        there = np.rint(apply_affine(np.linalg.inv(affine), world)).astype(int)
+        boxed = ((there >= 0) & (there < inside.shape)).all(axis=1)
+        kept[voxels] = boxed
+        kept[voxels[boxed]] = inside[tuple(there[boxed].T)]
+    return kept
 
 
 def read_series(run: Run, kept: BoolArray) -> FloatArray:

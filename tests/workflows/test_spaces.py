@@ -83,6 +83,8 @@ def add_spaces(study):
         wide = np.hstack([junk, series])
         cifti = path.with_name(f"{name}_space-fsLR_den-91k_bold.dtseries.nii")
         write_cifti(cifti, wide, brain_models(wide.shape[1]), repetition_time)
+        whole = nib.Nifti1Image(np.ones((91, 109, 91), np.uint8), np.diag([2.0, 2, 2, 1]))
+        whole.to_filename(path.with_name(f"{name}_space-MNI152NLin6Asym_res-2_desc-brain_mask.nii.gz"))
         cifti.with_name(cifti.name.replace(".dtseries.nii", ".json")).write_text(
             json.dumps({"RepetitionTime": repetition_time})
         )
@@ -151,6 +153,18 @@ def test_empty_places_are_nan_and_outside_the_mask_that_is_written(finished):
     np.testing.assert_array_equal(left > 0, np.isfinite(surface[:VERTICES]))
     cifti = nib.load(func / "sub-01_task-life_space-fsLR_den-91k_stat-mask_desc-encoding_statmap.dscalar.nii")
     assert np.asarray(cifti.dataobj)[0, :EMPTY].sum() == 0
+
+
+def test_the_mask_names_the_brain_masks_that_were_applied(finished):
+    func = finished[1] / "sub-01/func"
+    named = {
+        "space-MNI152NLin2009cAsym_desc-encoding_mask": "space-MNI152NLin2009cAsym_desc-brain_mask",
+        "space-fsLR_den-91k_stat-mask_desc-encoding_statmap": "space-MNI152NLin6Asym_res-2_desc-brain_mask",
+        "space-fsaverage5_stat-mask_desc-encoding_statmap": None,
+    }
+    for place, expected in named.items():
+        sidecar = json.loads((func / f"sub-01_task-life_{place}.json").read_text())
+        assert sidecar["BrainMask"] == expected, place
 
 
 def test_grayordinates_keep_their_brain_models(finished):
@@ -234,6 +248,22 @@ def test_native_spaces_have_tables_of_the_group_but_no_maps(finished, tmp_path):
     assert not list((own / "group").rglob("*.func.gii"))
     page = (own / "group.html").read_text(encoding="utf-8")
     assert "In fsnative places of participants do not correspond" in page
+
+
+def test_participants_of_other_densities_are_named_on_the_page_and_in_the_log(finished, tmp_path):
+    study, out, _ = finished
+    own = tmp_path / "out"
+    for path in out.glob("sub-*/func/*_space-fsLR_den-91k_*"):
+        name = path.name.replace("den-91k", "den-170k") if path.name.startswith("sub-02") else path.name
+        target = own / path.parent.relative_to(out) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
+    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1")
+    assert group.returncode == 0, group.stderr
+    sets = "fsLR_den-91k: 01; fsLR_den-170k: 02"
+    assert sets in (own / "group.html").read_text(encoding="utf-8")
+    assert sets in " ".join(group.stderr.split())
+    assert "resolutions or densities" not in (out / "group.html").read_text(encoding="utf-8")
 
 
 def test_a_run_on_another_grid_is_one_sentence(finished, tmp_path):
