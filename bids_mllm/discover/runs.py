@@ -30,6 +30,7 @@ class _Files:
 
     masks: Mapping[tuple[object, ...], BidsName]
     confounds: Mapping[tuple[object, ...], BidsName]
+    main_confounds: Mapping[tuple[object, ...], BidsName]
     clocks: Clocks
 
 
@@ -67,6 +68,7 @@ def find_runs(derivatives: Sequence[Derivative], bids_dir: Path, query: RunQuery
         files[derivative.name] = _Files(
             {_mask_key(name): name for name in reversed(masks)},
             main if derivative is derivatives[0] else {**main, **_confounds(derivative, query)},
+            main,
             Clocks(bids_dir, derivative.root, folders, main_dir=derivatives[0].root),
         )
     headers = _headers(found)
@@ -177,6 +179,8 @@ def _make_run(series: Series, header: SeriesHeader, files: _Files) -> Run:
     if series.form == "volume" and missing is None and mask is not None and mask.path.exists():
         _check_mask(name.path, header, mask.path)
     confounds = files.confounds.get(name.run_key)
+    tables = [table.path for table in (files.main_confounds.get(name.run_key), confounds) if table is not None]
+    flagged = [_non_steady_state(series, header, table) for table in dict.fromkeys(tables)]
     clock = files.clocks.clock(name, header.repetition_time)
     events = find_events(files.clocks.bids_dir, name, files.clocks.folders)
     events_here = events is None or events.exists()
@@ -195,7 +199,7 @@ def _make_run(series: Series, header: SeriesHeader, files: _Files) -> Run:
         n_volumes=header.n_volumes,
         events=events if events_here else None,
         resolution=plain_label(entities.get("res")),
-        non_steady_state=_non_steady_state(confounds.path if confounds else None),
+        non_steady_state=max(flagged, default=0),
         form=series.form,
         bold_right=series.right if missing is None else None,
         density=entities.get("den"),
@@ -207,19 +211,25 @@ def _make_run(series: Series, header: SeriesHeader, files: _Files) -> Run:
     )
 
 
-def _non_steady_state(confounds: Path | None) -> int:
-    """Number of volumes up to the last that fMRIPrep flags as taken before the magnetisation was steady."""
-    if confounds is None or not confounds.is_file():
+def _non_steady_state(series: Series, header: SeriesHeader, confounds: Path) -> int:
+    """Number of volumes up to the last that fMRIPrep flags as taken before the magnetisation was steady.
+
+    A series that has other volumes than its confounds have rows is refused, since each volume is dated by its number.
+    """
+    if not confounds.is_file():
         return 0
     with confounds.open(encoding="utf-8", errors="replace", newline="") as stream:
         rows = csv.reader(stream, delimiter="\t")
         columns = [k for k, name in enumerate(next(rows, [])) if name.startswith("non_steady_state_outlier")]
-        if not columns:
-            return 0
-        flagged = [
-            number for number, row in enumerate(rows, 1) if any(row[k : k + 1] in (["1"], ["1.0"]) for k in columns)
-        ]
-    return max(flagged, default=0)
+        marks = [any(row[k : k + 1] in (["1"], ["1.0"]) for k in columns) for row in rows if row]
+    if header is not EMPTY and len(marks) != header.n_volumes:
+        which = f", {series.dataset}," if series.dataset else ""
+        raise InputDataError(
+            f"{series.name.path}{which} has {header.n_volumes} volumes but the confounds {confounds} of its run have "
+            f"{len(marks)} rows; a series must have all volumes of its run, in order: preprocess it again without "
+            "removing any (of XCP-D give the interpolated output, made without removal of dummy scans)."
+        )
+    return max((number for number, mark in enumerate(marks, 1) if mark), default=0)
 
 
 def _mask_key(name: BidsName) -> tuple[object, ...]:

@@ -28,7 +28,7 @@ def made_by(root, name):
 
 
 def test_grayordinates_have_no_desc_and_their_clock_in_the_sidecar_of_bold(study, find):
-    study.add("01", None, "a")
+    study.add("01", None, "a", n_volumes=9)
     path = add_dense(study, "a", n_volumes=9)
     write_json(path.with_name(path.name.replace(".dtseries.nii", ".dtseries.json")), {"space": "fsLR"})
     write_json(path.with_name(path.name.replace(".dtseries.nii", ".json")), {"RepetitionTime": TR, "StartTime": 0.7})
@@ -162,6 +162,14 @@ def test_volumes_of_a_table_are_counted_to_the_last_full_line(study, find):
     assert find(spaces=("A:seg-B",))[0].n_volumes == 3
 
 
+@pytest.mark.parametrize("text", ["", "\n", "a\tb", "a\tb\n", "a\tb\r\n\r\n"])
+def test_a_table_without_volumes(study, find, text):
+    path = add_table(study.prep, "task-a_space-A_seg-B", NAMES, sidecar={"RepetitionTime": 2.0})
+    path.write_text(text)
+    with pytest.raises(InputDataError, match=f"{path} holds no volume"):
+        find(spaces=("A:seg-B",))
+
+
 def test_tables_with_other_parcels(study, find):
     add_table(study.prep, "task-a_space-A_seg-B", NAMES, sidecar={"RepetitionTime": 2.0})
     add_table(study.prep, "task-b_space-A_seg-B", NAMES[::-1], sidecar={"RepetitionTime": 2.0})
@@ -215,6 +223,21 @@ def test_every_key_of_a_store_is_a_run(study, find, algonauts):
         assert run.events == study.raw / f"task-{run.task}_events.tsv"
 
 
+def test_films_and_series_of_a_participant_are_runs_of_one_place(study, find, algonauts):
+    root, films = algonauts
+    shapes = {"ses-001_task-s01e02a": (7, 4), "ses-001_task-s01e02b": (6, 4)}
+    friends = add_store(root, shapes, task="friends", desc="_desc-s123456")
+    write_json(study.raw / "bold.json", {"RepetitionTime": TR})
+    study.add("01", "001", "bourne01", n_volumes=12)
+    runs = find(spaces=(SCHAEFER,), others={"algonauts": root})
+    assert {run.place for run in runs} == {"MNI152NLin2009cAsym_seg-Schaefer18"}
+    assert [(run.bold, run.label, run.n_volumes) for run in runs if run.session == "001"] == [
+        (films, "ses-001_task-bourne01", 12),
+        (friends, "ses-001_task-s01e02a", 7),
+        (friends, "ses-001_task-s01e02b", 6),
+    ]
+
+
 @pytest.mark.parametrize(
     ("query", "keys"),
     [
@@ -229,13 +252,15 @@ def test_every_key_of_a_store_is_a_run(study, find, algonauts):
 )
 def test_keys_are_chosen_as_files_are(study, find, algonauts, query, keys):
     write_json(study.raw / "bold.json", {"RepetitionTime": TR})
-    study.add("01", "001", "bourne01")
+    study.add("01", "001", "bourne01", n_volumes=12)
     runs = find(spaces=(SCHAEFER,), others={"algonauts": algonauts[0]}, **query)
     assert [run.dataset for run in runs] == keys
 
 
 def test_a_store_takes_its_clock_from_fmriprep(study, find, algonauts):
-    study.add("01", "001", "bourne01", sidecar={"RepetitionTime": 1.6, "StartTime": 0.2}, repetition_time=1.6)
+    study.add(
+        "01", "001", "bourne01", n_volumes=12, sidecar={"RepetitionTime": 1.6, "StartTime": 0.2}, repetition_time=1.6
+    )
     (run,) = find(spaces=(SCHAEFER,), others={"algonauts": algonauts[0]}, tasks=("bourne01",))
     assert (run.repetition_time, run.start_time) == (1.6, 0.2)
 

@@ -87,7 +87,7 @@ class Study:
         folder, stem = self.func(self.prep, sub, ses), self.stem(sub, ses, task, run)
         bold = write_bold(folder / f"{stem}_{space}_desc-preproc_bold.nii.gz", n_volumes, **options)
         write_mask(folder / f"{stem}_{space}_desc-brain_mask.nii.gz")
-        (folder / f"{stem}_desc-confounds_timeseries.tsv").write_text("csf\n1\n")
+        (folder / f"{stem}_desc-confounds_timeseries.tsv").write_text("csf\n" + "1\n" * n_volumes)
         if sidecar is not None:
             write_json(folder / f"{stem}_{space}_desc-preproc_bold.json", sidecar)
         return bold
