@@ -1,12 +1,13 @@
 """When the volumes of a run were taken: repetition time and time of the first volume."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_mllm.discover.names import BidsName, FolderIndex, read_json
+from bids_mllm.discover.names import BidsName, FolderIndex
 from bids_mllm.exceptions import InputDataError
 
 #: Header and sidecar may differ by the float32 of the header.
@@ -36,7 +37,7 @@ class Clocks:
     folders: FolderIndex
     main_dir: Path | None = None
 
-    def clock(self, bold: BidsName, header_tr: float = 0.0) -> Clock:
+    def clock(self, bold: BidsName, header_tr: float = 0.0, *, tolerant: bool = False) -> Clock:
         """Return the clock of a preprocessed series of any form.
 
         Parameters
@@ -45,33 +46,40 @@ class Clocks:
             Its name; for a series within an HDF5 file, the entities of the run and the path of that file.
         header_tr
             Seconds between volumes by the header of the file; 0 where it has none, as a TSV.
+        tolerant
+            Pass over sidecars that cannot be read, for a run that is only listed.
 
         Raises
         ------
         InputDataError
-            When nothing says the RepetitionTime, when header and sidecar disagree, when volumes are not equally
-            spaced, or when a time cannot be.
+            When a sidecar cannot be read, when nothing says the RepetitionTime, when header and sidecar disagree, when
+            volumes are not equally spaced, or when a time cannot be.
         """
-        sidecar = self.sidecar(bold)
+        sidecar = self._sidecar(bold, header_tr, tolerant=tolerant)
         repetition_time = _repetition_time(bold.path, sidecar, header_tr)
         return Clock(repetition_time, _start_time(bold.path, sidecar, repetition_time))
 
-    def sidecar(self, bold: BidsName) -> dict[str, Any]:
+    def _sidecar(self, bold: BidsName, header_tr: float, *, tolerant: bool) -> dict[str, Any]:
         """Return what is known of the timing of a series: the raw sidecars first, then its own.
 
         Where these do not say the RepetitionTime, or not which instant of a TR a volume stands for, a sidecar of the
         same run in another space does, since all spaces of a run are made from one series; at last one of the main
-        derivative.
+        derivative. Of these sidecars one that cannot be read stops a run only where no other says what is wanted.
         """
         merged: dict[str, Any] = {}
         for name in self._raw(bold):
-            merged |= {key: value for key, value in read_json(name.path).items() if key in RAW_KEYS}
+            content = _read(name.path, tolerant=tolerant)
+            merged |= {key: value for key, value in content.items() if key in RAW_KEYS}
         for name in self._own(bold):
-            merged |= read_json(name.path)
+            merged |= _read(name.path, tolerant=tolerant)
         wanted = [keys for keys in (("RepetitionTime",), REFERENCE_KEYS) if not set(keys) & set(merged)]
-        if wanted:
-            merged |= self._siblings(bold, wanted)
-        return merged
+        if not wanted:
+            return merged
+        found, faults = self._siblings(bold, wanted)
+        unsaid = [keys for keys in wanted if not set(keys) & set(found)]
+        if faults and not tolerant and any(keys is REFERENCE_KEYS or header_tr <= 0 for keys in unsaid):
+            raise faults[0]
+        return merged | found
 
     def _raw(self, bold: BidsName) -> tuple[BidsName, ...]:
         folder = _func_folder(self.bids_dir, bold)
@@ -87,21 +95,44 @@ class Clocks:
             )
         return found
 
-    def _siblings(self, bold: BidsName, wanted: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """Take each set of keys from the first sidecar of the run in the folder that has one of them."""
+    def _siblings(self, bold: BidsName, wanted: Sequence[Sequence[str]]) -> tuple[dict[str, Any], list[InputDataError]]:
+        """Take each set of keys from the first sidecar of the run in the folder that has one of them; return them and
+        the faults of those that cannot be read.
+        """
         found: dict[str, Any] = {}
+        faults: list[InputDataError] = []
         names = list(self.folders.names(bold.path.parent))
         if self.main_dir is not None and self.main_dir != self.derivative_dir:
             names += self.folders.names(_func_folder(self.main_dir, bold))
         for name in names:
             of_series = name.suffix in (bold.suffix, "bold") and name.extension.endswith(".json")
-            if not of_series or name.run_key != bold.run_key:
+            if not of_series or name.run_key != bold.run_key or name.entities.get("desc") == "confounds":
                 continue
-            content = read_json(name.path)
+            try:
+                content = _read(name.path)
+            except InputDataError as fault:
+                faults.append(fault)
+                continue
             for keys in wanted:
                 if not set(keys) & set(found):
                     found |= {key: content[key] for key in keys if content.get(key) is not None}
-        return found
+        return found, faults
+
+
+def _read(path: Path, *, tolerant: bool = False) -> dict[str, Any]:
+    """Read a sidecar; one that cannot be read is not an empty one, since the times it has would be lost unseen."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if isinstance(content, dict):
+            return content
+        fault = "is JSON but no object; correct it"
+    except FileNotFoundError:
+        fault = f"is a link to content that was not fetched; run: datalad get {path}"
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read ({error}); correct it"
+    if tolerant:
+        return {}
+    raise InputDataError(f"The sidecar {path}, which may say when volumes were taken, {fault}.")
 
 
 def _func_folder(root: Path, bold: BidsName) -> Path:

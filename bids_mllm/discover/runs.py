@@ -181,7 +181,7 @@ def _make_run(series: Series, header: SeriesHeader, files: _Files) -> Run:
     confounds = files.confounds.get(name.run_key)
     tables = [table.path for table in (files.main_confounds.get(name.run_key), confounds) if table is not None]
     flagged = [_non_steady_state(series, header, table) for table in dict.fromkeys(tables)]
-    clock = files.clocks.clock(name, header.repetition_time)
+    clock = files.clocks.clock(name, header.repetition_time, tolerant=missing is not None)
     events = find_events(files.clocks.bids_dir, name, files.clocks.folders)
     events_here = events is None or events.exists()
     run = plain_label(entities.get("run"))

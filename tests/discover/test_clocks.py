@@ -6,7 +6,7 @@ from bids_mllm.discover.clocks import Clock, Clocks
 from bids_mllm.discover.names import FolderIndex, parse_name
 from bids_mllm.exceptions import InputDataError
 
-from .tree import write_json
+from .tree import TR, dangle, write_json
 
 NIFTI = "sub-01/ses-001/func/sub-01_ses-001_task-a_run-1_space-T1w_desc-preproc_bold.nii.gz"
 CIFTI = "sub-01/ses-001/func/sub-01_ses-001_task-a_run-1_space-fsLR_den-91k_bold.dtseries.nii"
@@ -106,6 +106,56 @@ def test_the_same_run_in_another_space_says_which_instant_volumes_stand_for(cloc
 def test_a_sidecar_named_after_the_whole_extension(clock):
     name = CIFTI.replace(".dtseries.nii", ".dtseries.json")
     assert clock(CIFTI, {name: {"RepetitionTime": 0.8, "StartTime": 0.4}}) == Clock(0.8, 0.4)
+
+
+BROKEN = [
+    (dangle, r"not fetched; run: datalad get .*_bold\.json"),
+    (lambda path: path.write_bytes(b"\x80\x04\x95pickle"), r"_bold\.json.* cannot be read \(.*codec.*\); correct it"),
+    (lambda path: path.write_text('{"StartTime": 1,}'), r"_bold\.json.* cannot be read \(Expecting.*\); correct it"),
+    (lambda path: path.write_text("[1]"), r"_bold\.json.* no object; correct it"),
+]
+
+
+@pytest.mark.parametrize(("break_it", "words"), BROKEN)
+@pytest.mark.parametrize("name", [f"prep/{own(NIFTI)}", f"raw/{RAW}", "raw/task-a_bold.json"])
+def test_a_sidecar_that_cannot_be_read_is_not_an_empty_one(clock, tmp_path, name, break_it, words):
+    prep = {own(NIFTI): {"RepetitionTime": 2.0, "SliceTimingCorrected": True}, own(CIFTI): {"RepetitionTime": 2.0}}
+    path = write_json(tmp_path / name, {})
+    if name.startswith("prep"):
+        prep.pop(own(NIFTI))
+    break_it(path)
+    with pytest.raises(InputDataError, match=words):
+        clock(NIFTI, prep, header_tr=2.0)
+
+
+@pytest.mark.parametrize(("break_it", "words"), BROKEN)
+def test_a_broken_sidecar_of_another_space_stops_a_run_only_where_it_is_needed(clock, tmp_path, break_it, words):
+    break_it(write_json(tmp_path / "prep" / own(CIFTI), {}))
+    says = {"RepetitionTime": 2.0, "SliceTimingCorrected": False}
+    assert clock(NIFTI, {own(NIFTI): says}) == Clock(2.0, 0.0)
+    assert clock(NIFTI, {own(NIFTI): {"StartTime": 0.5}}, header_tr=2.0) == Clock(2.0, 0.5)
+    with pytest.raises(InputDataError, match=words):
+        clock(NIFTI, {own(NIFTI): {"StartTime": 0.5}})
+    with pytest.raises(InputDataError, match=words):
+        clock(NIFTI, {own(NIFTI): {"RepetitionTime": 2.0}})
+    assert clock(NIFTI, {own(NIFTI): {}, own(GIFTI): says}) == Clock(2.0, 0.0)
+
+
+def test_other_broken_files_of_a_run_stop_nothing(clock, tmp_path):
+    folder = (tmp_path / "prep" / XCP_D).parent
+    stem = "sub-01_ses-001_task-a_run-1"
+    dangle(folder / f"{stem}_desc-confounds_timeseries.json")
+    dangle(tmp_path / "raw" / RAW.replace("_bold", "_physio"))
+    dangle(tmp_path / "raw" / RAW.replace("run-01", "run-02"))
+    assert clock(XCP_D, {own(XCP_D): {"RepetitionTime": 2.0}}) == Clock(2.0, 0.0)
+
+
+def test_a_run_that_is_not_here_is_listed_though_its_sidecar_is_not_here_either(study, find):
+    bold = dangle(study.add("01", None, "a"))
+    dangle(bold.with_name(bold.name.replace(".nii.gz", ".json")))
+    write_json(study.raw / "task-a_bold.json", {"RepetitionTime": TR})
+    (run,) = find()
+    assert (run.bold, run.missing, run.repetition_time) == (None, bold, TR)
 
 
 def test_the_header_comes_last(clock):
