@@ -20,6 +20,8 @@ Pooling = Literal["generated", "last", "instruction", "media", "stimulus"]
 WindowPosition = Literal["end", "center", "start"]
 #: What the columns of a series are: voxels, vertices of both hemispheres, CIFTI grayordinates, or parcels.
 Form = Literal["volume", "surface", "grayordinates", "parcels"]
+#: Spaces in which places of participants do not correspond.
+NATIVE_SPACES = ("T1w", "T2w", "fsnative", "boldref", "scanner")
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,12 @@ class Run:
 
 @dataclass(frozen=True)
 class DroppedRun:
-    """A run that takes no part, and the reason in one sentence."""
+    """A run that takes no part, and the reason in one sentence; `place` is the one that lacks it, None for all."""
 
     participant: str
     label: str
     reason: str
+    place: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from bids_mllm.discover.headers import SeriesHeader, hdf5_headers, image_shape, 
 from bids_mllm.discover.layout import Derivative
 from bids_mllm.discover.names import BidsName, FolderIndex, normalise_entities
 from bids_mllm.discover.series import RunQuery, Series, check_overlap, find_series, select, select_series
-from bids_mllm.discover.spaces import SpaceQuery, plain_label, segmentation_of, space_words, spaces_by_form
+from bids_mllm.discover.spaces import plain_label, segmentation_of, space_words, spaces_by_form
 from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.records import Run
 
@@ -111,7 +111,7 @@ def _nothing_matches(derivatives: Sequence[Derivative], query: RunQuery) -> str:
     everything = RunQuery(query.participants, ())
     names = [name for derivative in derivatives for name in select_series(derivative, everything)]
     asked = {
-        "space": [_asked(space) for space in query.spaces],
+        "space": [space.words for space in query.spaces],
         "participant": query.participants,
         "session": query.sessions,
         "task": query.tasks,
@@ -125,11 +125,6 @@ def _nothing_matches(derivatives: Sequence[Derivative], query: RunQuery) -> str:
     ]
     roots = ", ".join(str(derivative.root) for derivative in derivatives)
     return f"No preprocessed BOLD file matches {words}; {roots} has {'; '.join([spaces_by_form(names), *found])}."
-
-
-def _asked(space: SpaceQuery) -> str:
-    entities = {"space": space.space, "res": space.resolution, "den": space.density, "seg": space.segmentation}
-    return space_words({key: value for key, value in entities.items() if value is not None})
 
 
 def _headers(found: Sequence[Series]) -> list[SeriesHeader]:

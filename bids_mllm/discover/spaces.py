@@ -50,6 +50,12 @@ class SpaceQuery:
             and (self.density is None or density in (self.density, None))
         )
 
+    @property
+    def words(self) -> str:
+        """The item as it would be written."""
+        labels = {"space": self.space, "res": self.resolution, "den": self.density, "seg": self.segmentation}
+        return space_words({key: label for key, label in labels.items() if label is not None})
+
 
 def _canonical(space: str, density: str | None) -> str:
     return SAME_SURFACES.get((space, density or ""), space)

@@ -48,7 +48,7 @@ class StudyPlan:
     seconds of each stimulus that all models asked for can read; `instructions` those of each model that follows
     any, by its key, null instructions included. `unused` are, for the table of runs, those that ``--train-task`` and
     ``--test-task`` leave out. `derivatives` are the roots by name of all derivatives searched, that of `fmriprep_dir`
-    first. `atlases` are those of every place.
+    first. `atlases` are those of every participant and place.
     """
 
     settings: Settings
@@ -64,7 +64,7 @@ class StudyPlan:
     table_digests: Mapping[tuple[str, str], str]
     unused: tuple[tuple[Run, TRWindows], ...] = ()
     derivatives: Mapping[str, Path] = field(default_factory=dict)
-    atlases: Mapping[str, tuple[AtlasFiles, ...]] = field(default_factory=dict)
+    atlases: Mapping[tuple[str, str], tuple[AtlasFiles, ...]] = field(default_factory=dict)
 
 
 def plan_study(settings: Settings, *, only_list: bool = False) -> StudyPlan:
@@ -221,7 +221,7 @@ def _check_spans(runs: Sequence[Run], spans: Mapping[str, float]) -> tuple[tuple
         unknown = [s.stim_file for s in run.showings if spans[s.stim_file] <= 0]
         if unknown:
             reason = f"neither the events nor a file say how long {unknown[0]} lasts; give the duration in the events"
-            dropped.append(DroppedRun(run.participant, run.label, reason))
+            dropped.append(DroppedRun(run.participant, run.label, reason, run.place))
         else:
             kept.append(run)
     return tuple(kept), tuple(dropped)
@@ -244,7 +244,7 @@ def _check_overlap(
                 f"only {n_usable} of {run.n_volumes} volumes have a complete window and complete delays, and at least "
                 f"{needed} are needed; check when its stimulus starts and how long it lasts"
             )
-            dropped.append(DroppedRun(run.participant, run.label, reason))
+            dropped.append(DroppedRun(run.participant, run.label, reason, run.place))
         else:
             kept.append(run)
     return tuple(kept), tuple(dropped)
@@ -280,15 +280,16 @@ def _designs(
     for run in runs:
         grouped[run.participant, run.place].append(run)
     designs = []
-    for (participant, _), own in grouped.items():
+    for (participant, place), own in grouped.items():
         windows = tuple(_aligned(settings, run, spans) for run in own)
+        lost = tuple(drop for drop in dropped if drop.participant == participant and drop.place in (None, place))
         designs.append(
             ParticipantDesign(
                 participant=participant,
                 space=own[0].space,
                 runs=tuple(own),
                 windows=windows,
-                dropped=tuple(drop for drop in dropped if drop.participant == participant),
+                dropped=lost,
                 test_runs=held_out_runs(settings.test_task, own, participant),
             )
         )

@@ -99,7 +99,7 @@ def shown_runs(
                 stimuli.look_at(stim_file)
         broken = [stimuli.faults[name] for name in files if name in stimuli.faults]
         if broken and not tolerate_missing:
-            lost.append(DroppedRun(run.participant, run.label, broken[0]))
+            lost.append(DroppedRun(run.participant, run.label, broken[0], run.place))
             continue
         showings, rule = make({name: stimuli.seconds(name) for name in files})
         kept.append(replace(run, showings=showings, showings_rule=rule))

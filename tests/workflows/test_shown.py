@@ -178,7 +178,8 @@ def test_a_film_of_the_map_that_is_not_there_costs_its_runs_only(study):
     study.map("film\tn/a\t1\ta.mp4\t0\t0\tn/a", "film\tn/a\t2\tgone.mp4\t0\t0\tn/a")
     kept, _, lost = study.shown(study.run("film", 1), study.run("film", 2), a_mp4=9.0)
     assert [run.run for run in kept] == [1]
-    assert [(drop.label, "gone.mp4 is not there" in drop.reason) for drop in lost] == [("task-film_run-2", True)]
+    [drop] = lost
+    assert (drop.label, drop.place, "gone.mp4 is not there" in drop.reason) == ("task-film_run-2", "T1w", True)
 
 
 def test_frames_off_the_clock_of_the_film_are_warned_of(study):
