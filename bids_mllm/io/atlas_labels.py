@@ -24,6 +24,8 @@ from bids_mllm.records import IntArray
 
 #: CIFTI's names of the cortex by hemisphere.
 CORTEX = {"L": "CIFTI_STRUCTURE_CORTEX_LEFT", "R": "CIFTI_STRUCTURE_CORTEX_RIGHT"}
+#: Spellings of a hemisphere in the column hemi of a table.
+HEMISPHERES = ("L", "R", "LH", "RH", "LEFT", "RIGHT")
 #: A table of which fewer rows than this share occur in the file, or the other way round, is of another atlas.
 LEAST_SHARE = 0.5
 BOTH = ""
@@ -38,11 +40,23 @@ class Names:
 
     def name(self, side: str, label: int) -> str | None:
         """Return the name of a label in a hemisphere; None without one."""
-        return self.names.get((side, label), self.names.get((BOTH, label)))
+        return self.names.get(self._row(side, label))
 
     def rank(self, side: str, label: int) -> float:
         """Return the rank of a label in the cortical hierarchy; NaN without one."""
-        return self.ranks.get((side, label), self.ranks.get((BOTH, label), float("nan")))
+        return self.ranks.get(self._row(side, label), float("nan"))
+
+    def sides(self, label: int) -> list[str]:
+        """Return the hemispheres in which a label has a name, where it has none in both; one of those of one name."""
+        named = {self.names[side, label]: side for side in CORTEX if (side, label) in self.names}
+        return [] if (BOTH, label) in self.names else list(named.values())
+
+    def _row(self, side: str, label: int) -> tuple[str, int]:
+        """Return the key of a label; one that lies on no one hemisphere may be that of one by the table."""
+        if (side, label) in self.names:
+            return side, label
+        sides = self.sides(label) if side == BOTH else []
+        return sides[0] if len(sides) == 1 else BOTH, label
 
 
 @dataclass(frozen=True)
@@ -130,8 +144,8 @@ def read_table(table: Path) -> Names:
         raise UsageError(f"The atlas table {table} cannot be read as text: {error}.") from error
     try:
         keys = [((row.get("hemi") or BOTH).strip().upper(), int(row["index"])) for row in rows]
-        keys = [(side if side in CORTEX else BOTH, index) for side, index in keys]
-        named = {key: row["name"].strip() for key, row in zip(keys, rows, strict=True)}
+        keys = [(side[0] if side in HEMISPHERES else BOTH, index) for side, index in keys]
+        plain = {key: row["name"].strip() for key, row in zip(keys, rows, strict=True)}
     except (AttributeError, KeyError, ValueError, TypeError):
         raise UsageError(
             f"The atlas table {table} must have the tab-separated columns index (integers) and name."
@@ -144,7 +158,8 @@ def read_table(table: Path) -> Names:
         raise UsageError(
             f"The column hierarchy of the atlas table {table} must hold numbers, or n/a where a region has no rank."
         ) from None
-    return Names(named, ranks)
+    sided = {key: name if is_background(name) else with_side(name, key[0]) for key, name in plain.items()}
+    return Names(sided, ranks)
 
 
 def _of_image(path: Path) -> Labels:
@@ -260,6 +275,12 @@ def _named(labels: Labels, table: Names | None, path: Path, table_path: Path | N
                 "the tab-separated columns index and name."
             )
         return replace(labels, names=Names(_regions(own, labels.divided)))
+    twice = sorted(label for side, label in present if side == BOTH and len(table.sides(label)) > 1)
+    if twice:
+        raise UsageError(
+            f"The atlas table {table_path} has a row of each hemisphere for the label {twice[0]}, but {path} does not "
+            "tell the hemispheres apart there; give every hemisphere labels of its own, or write one row without hemi."
+        )
     given = {key: name for key in present if (name := table.name(*key)) is not None}
     _check_same_names(own, given, path, table_path)
     nameless = sorted({key[1] for key in present - set(given) if not is_background(own.get(key, "x"))})

@@ -20,9 +20,8 @@ _SIDE = r"(l|r|lh|rh|left|right)"
 _PREFIX = re.compile(rf"^(?:ctx[ _.-])?{_SIDE}[ _.-]+(?=\S)", re.I)
 _SUFFIX = re.compile(rf"(?<=\S)[ _.]+{_SIDE}$", re.I)
 _HEMISPHERE_OF_FILE = re.compile(r"(?P<before>^|[_.-])(?P<side>hemi-L|hemi-R|lh|rh|L|R)(?=[_.-])")
+_PARTICIPANT_OF_FILE = re.compile(r"(?:^|[_.])sub-([0-9a-zA-Z+]+)")
 _OTHER_SIDE = {"hemi-L": "hemi-R", "hemi-R": "hemi-L", "lh": "rh", "rh": "lh", "L": "R", "R": "L"}
-#: Individual spaces, for which no file without that entity can be right.
-INDIVIDUAL = ("T1w", "fsnative")
 
 
 def region_key(name: str) -> tuple[str, str]:
@@ -87,10 +86,10 @@ def atlas_name(path: Path) -> str:
     entity = entity_of(path, "atlas")
     if entity:
         return entity
-    name = path.name
+    name = path.name.partition(".")[0]
     if form_of(path) == "surface":
-        name = re.sub(r"^[_.-]", "", _HEMISPHERE_OF_FILE.sub("", stem_of(path) + "."))
-    return re.sub(r"[^0-9a-zA-Z]", "", name if name != path.name else name.partition(".")[0])
+        name = _HEMISPHERE_OF_FILE.sub("", stem_of(path) + ".")
+    return re.sub(r"[^0-9a-zA-Z]", "", _PARTICIPANT_OF_FILE.sub("", name))
 
 
 def entity_of(path: Path, *keys: str) -> str | None:
@@ -100,6 +99,12 @@ def entity_of(path: Path, *keys: str) -> str | None:
         if match:
             return match.group(1)
     return None
+
+
+def participant_of(path: Path) -> str | None:
+    """Return the label of the one participant whose atlas a file is, None where it tells none."""
+    match = _PARTICIPANT_OF_FILE.search(path.name)
+    return match.group(1) if match else None
 
 
 def space_of(path: Path) -> str | None:

@@ -15,6 +15,7 @@ from bids_mllm.interfaces.group import SummariseModel, SummariseTables
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import still_written
 from bids_mllm.io.results import ModelResult, find_results, stack_maps
+from bids_mllm.records import NATIVE_SPACES
 
 
 def group_results(settings: Settings) -> tuple[ModelResult, ...]:
@@ -65,10 +66,6 @@ def check_comparable(results: Sequence[ModelResult]) -> None:
                     f"sub-{reference.name.participant} with {other.get(name)}; run the participant level of both with "
                     "the same options, or choose participants with --participant-label."
                 )
-
-
-#: Spaces in which places of participants do not correspond, so that there are no maps of a group.
-NATIVE_SPACES = ("T1w", "T2w", "fsnative", "boldref", "scanner")
 
 
 def check_grids(results: Sequence[ModelResult]) -> None:

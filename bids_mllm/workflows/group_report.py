@@ -14,7 +14,7 @@ from bids_mllm.group.tables import coverage_warnings, roi_summary
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import read_tsv, write_text
 from bids_mllm.io.results import ModelResult
-from bids_mllm.records import ModelSpec
+from bids_mllm.records import NATIVE_SPACES, ModelSpec
 from bids_mllm.report.charts import roi_bars, rois_of_bars
 from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.content import Picture, Table
@@ -23,7 +23,7 @@ from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.comparisons import number_cell, within_participants
 from bids_mllm.workflows.facts import library_versions
-from bids_mllm.workflows.group import NATIVE_SPACES, differing_places
+from bids_mllm.workflows.group import differing_places
 from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table
 from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
 from bids_mllm.workflows.run import Failure

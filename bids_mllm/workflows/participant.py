@@ -319,7 +319,7 @@ def _maps_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_fi
         WriteMaps(
             design=str(design_file),
             facts=json.dumps(map_facts(plan, design), sort_keys=True),
-            atlases=[files.to_json() for files in plan.atlases[design.place]],
+            atlases=[files.to_json() for files in plan.atlases[design.participant, design.place]],
             fdr=settings.fdr,
             n_permutations=settings.n_permutations,
             seed=settings.random_seed,

@@ -117,7 +117,7 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         noise_ceiling=_ceiling_words(plan, design),
         statistics=_statistics_words(settings, n_models=len(plan.models) + len(settings.feature_table)),
         joint_fits=_joint_words(settings),
-        regions=atlas_words([files for d in designs for files in plan.atlases.get(d.place, ())]),
+        regions=atlas_words([files for d in designs for files in plan.atlases.get((d.participant, d.place), ())]),
         library_versions=versions,
     )
 

@@ -18,9 +18,9 @@ from bids_mllm.records import Run
 MNI = "MNI152NLin2009cAsym"
 
 
-def run_in(space, form, *, density=None, resolution=None):
+def run_in(space, form, *, density=None, resolution=None, participant="01"):
     return Run(
-        "01", None, "a", 1, space, None, None, None, 2.0, 0.0, 10,
+        participant, None, "a", 1, space, None, None, None, 2.0, 0.0, 10,
         form=form, density=density, resolution=resolution,
     )  # fmt: skip
 
@@ -98,6 +98,53 @@ def test_two_files_of_one_name_and_space_are_refused(tmp_path):
     given = touch(tmp_path, "a/atlas-Own_dseg.nii.gz", "b/atlas-Own_dseg.nii.gz")
     with pytest.raises(UsageError, match=r"both carry the name Own; copy one under another name"):
         atlas_items(given)
+
+
+def native(participant, space="T1w", form="volume"):
+    return run_in(space, form, participant=participant)
+
+
+@pytest.mark.parametrize(
+    ("names", "space", "form"),
+    [
+        (("sub-{}_space-T1w_atlas-own_dseg.nii.gz",), "T1w", "volume"),
+        (("lh.sub-{}_space-fsnative_own.annot", "rh.sub-{}_space-fsnative_own.annot"), "fsnative", "surface"),
+    ],
+)
+def test_files_of_participants_are_one_atlas_and_serve_each_their_own(tmp_path, names, space, form):
+    given = {one: touch(tmp_path, *(name.format(one) for name in names)) for one in ("01", "02")}
+    (item,) = atlas_items([*given["01"], *given["02"]])
+    assert item.name in ("own", "spacefsnativeown")
+    for one, files in given.items():
+        assert [str(path) for path in find_atlas(item, native(one, space, form), None, 3).paths] == files
+    with pytest.raises(UsageError, match=r"is that of sub-01 and serves no other participant; give one file a part"):
+        find_atlas(item, native("03", space, form), None, 3)
+
+
+def test_a_file_of_nobody_serves_a_native_space_of_one_participant_only(tmp_path):
+    (item,) = atlas_items(touch(tmp_path, "space-T1w_atlas-own_dseg.nii.gz"))
+    assert find_atlas(item, native("02"), None, 1).paths
+    with pytest.raises(
+        UsageError, match=r"own_dseg.nii.gz does not tell whose it is, but T1w is another space in each"
+    ):
+        find_atlas(item, native("02"), None, 2)
+
+
+def test_a_participants_own_file_comes_before_that_of_all_in_a_template(tmp_path):
+    given = touch(tmp_path, "atlas-own_dseg.nii.gz", "sub-01_atlas-own_dseg.nii.gz")
+    (item,) = atlas_items(given)
+    for participant, path in (("01", given[1]), ("02", given[0])):
+        assert str(find_atlas(item, run_in(MNI, "volume", participant=participant), None, 2).paths[0]) == path
+
+
+def test_files_of_participants_in_a_folder(tmp_path):
+    given = touch(tmp_path, *(f"sub-{one}_space-T1w_atlas-Glasser_dseg.nii.gz" for one in ("01", "02")))
+    for participant, path in zip(("01", "02"), given, strict=True):
+        assert str(find_atlas(AtlasItem("Glasser"), native(participant), tmp_path, 2).paths[0]) == path
+    with pytest.raises(UsageError, match="is that of sub-01 and serves no other"):
+        find_atlas(AtlasItem("Glasser"), native("03"), tmp_path, 3)
+    touch(tmp_path, "sub-02_tpl-fsLR_den-91k_Glasser.dlabel.nii")
+    assert find_atlas(AtlasItem("Glasser"), FSLR, tmp_path, 2).terms  # that of the package
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,27 @@ def test_a_table_with_a_column_of_hemispheres(tmp_path):
     assert places(loaded(pair, SURFACE))["R_MT"] == [8, 9]
 
 
+SIDED = "index\themi\tname\thierarchy\n1\t{}\tV1\t1\n2\t{}\tV1\t2\n9\t{}\tunknown\tn/a\n"
+
+
+@pytest.mark.parametrize("sides", [("L", "R"), ("lh", "rh"), ("left", "Right")])
+def test_a_column_of_hemispheres_beside_a_volume(tmp_path, sides):
+    atlas = loaded(labelled(tmp_path, halves(), SIDED.format(*sides, sides[0])), VOLUME)
+    assert places(atlas) == {"L_V1": flat(halves(), 1), "R_V1": flat(halves(), 2)}
+    assert atlas.hierarchy == (1, 2)
+
+
+def test_a_label_of_both_hemispheres_of_the_table_in_a_volume(tmp_path):
+    rows = "1\tL\tV1\n1\tR\tV1\n2\tL\tUnknown\n2\tR\tUnknown\n"
+    path = labelled(tmp_path, halves(), f"index\themi\tname\n{rows}")
+    with pytest.raises(
+        UsageError, match=r"a row of each hemisphere for the label 1, but .*Two_dseg.nii.gz does not tell"
+    ):
+        loaded(path, VOLUME)
+    (tmp_path / "atlas-Two_dseg.tsv").write_text(f"index\themi\tname\n{rows}1\t\tV1\n")
+    assert places(loaded(path, VOLUME)) == {"V1": flat(halves(), 1)}
+
+
 # Grayordinates
 
 
@@ -292,6 +313,15 @@ def test_grayordinates_are_matched_by_structure_and_place(tmp_path):
         "L_V1_ROI": [1, 2], "L_MT_ROI": [4], "R_V1_ROI": [6, 7], "R_MT_ROI": [9], "Left-Thalamus": [11]
     }  # fmt: skip
     assert places(atlas) == expected
+
+
+def test_a_column_of_hemispheres_beside_grayordinates_with_deep_structures(tmp_path):
+    path = cifti(tmp_path)
+    rows = "1\tL\tV1\n2\tL\tMT\n3\tR\tV1\n4\tR\tMT\n5\tL\tThalamus\n"
+    path.with_name("atlas-Two.tsv").write_text(f"index\themi\tname\n{rows}")
+    assert places(loaded(path, gray_grid())) == {
+        "L_V1": [1, 2], "L_MT": [4], "R_V1": [6, 7], "R_MT": [9], "L_Thalamus": [11]
+    }  # fmt: skip
 
 
 def test_structures_in_another_order_and_other_vertices_give_the_same_regions(tmp_path):

@@ -32,6 +32,10 @@ from bids_mllm.io.atlas_names import (
         ("HCPMMP1.dlabel.nii", "HCPMMP1"),
         ("Own.L.label.gii", "Own"),
         ("tpl-fsaverage_hemi-R_atlas-Own_dseg.label.gii", "Own"),
+        ("sub-01_space-T1w_atlas-Own_dseg.nii.gz", "Own"),
+        ("sub-01_rois.nii.gz", "rois"),
+        ("lh.sub-01_rois.annot", "rois"),
+        ("sub-01.rh.rois.annot", "rois"),
     ],
 )
 def test_the_label_of_an_atlas(name, label):
