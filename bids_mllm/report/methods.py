@@ -133,6 +133,8 @@ class MethodsFacts:
         Over which regions scores were averaged, and on what terms, in plain sentences; empty = over none.
     units
         What the places are: voxels, vertices, grayordinates, parcels.
+    denoised_in
+        Derivatives in which confounds were removed before.
     group_statistics
         What was done over participants, in sentences; empty = nothing.
     library_versions
@@ -162,6 +164,7 @@ class MethodsFacts:
     joint_fits: str = ""
     regions: str = ""
     units: tuple[str, ...] = ("voxels",)
+    denoised_in: tuple[str, ...] = ()
     group_statistics: str = ""
     library_versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -245,9 +248,14 @@ def _responses(facts: MethodsFacts) -> str:
         regressed = f"In each run {confounds or drifts} were regressed out"
     else:
         regressed = "No confounds and no drifts were regressed out"
+    before = ""
+    if facts.denoised_in:
+        before = (
+            f"From the series of {_joined([_escaped(one) for one in facts.denoised_in])} confounds had been removed. "
+        )
     same = " The same drifts were removed from the features." if drifts and facts.features_filtered else ""
     return (
-        f"{regressed} before the runs were divided into training and test data.{same} Features and responses "
+        f"{before}{regressed} before the runs were divided into training and test data.{same} Features and responses "
         "were then z-scored within each run, in training and in test runs alike, so that a test run's own "
         "mean and variance are used and no fold is centred again. Voxels without finite, varying values "
         "were set aside and are NaN in the maps."
@@ -331,7 +339,8 @@ def _caveats(facts: MethodsFacts) -> str:
         )
     else:
         names = _joined([_escaped(model.key) for model in facts.models if model.low_level])
-        sentences.append(f"As a low-level baseline, {names} was fitted and scored in the same way.")
+        were = "were" if sum(model.low_level for model in facts.models) > 1 else "was"
+        sentences.append(f"As a low-level baseline, {names} {were} fitted and scored in the same way.")
     return " ".join(sentences)
 
 

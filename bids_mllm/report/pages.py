@@ -59,17 +59,21 @@ class CrossValidation:
     words: str
 
 
+NO_REGIONS = "No atlas serves this space, or none was given, so no region was averaged."
+
+
 @dataclass(frozen=True)
 class ParticipantPage:
     """The content of one participant's page.
 
     `runs` and `windows` have one entry a run in the same order; `windows` is empty where the alignment was
-    not done. `methods` is Markdown that cites keys of `bibliography` (BibTeX).
+    not done. `place` is the space as in file names. `methods` is Markdown that cites keys of `bibliography` (BibTeX).
     """
 
     participant: str
     app_version: str
     created: str
+    place: str = ""
     warnings: tuple[str, ...] = ()
     errors: tuple[ReportedError, ...] = ()
     summary: Mapping[str, Cell] = field(default_factory=dict)
@@ -134,12 +138,13 @@ def render_participant(page: ParticipantPage) -> str:
                 _cross_validation(page.cross_validation)),
         Section("scores", "Scores", "No table of scores was made.", page.scores),
         Section("maps", "Maps", "No map was made.", _pictures(page.maps)),
-        Section("rois", "Regions of interest", "No atlas was given, so no region was averaged.",
+        Section("rois", "Regions of interest", NO_REGIONS,
                 (*page.roi_pictures, *page.roi_tables)),
         Section("layers", "Layers", "No layer curve was made.", _pictures(page.layer_pictures)),
         *_closing(page.methods, page.bibliography, versions=page.versions, settings=page.settings),
     )  # fmt: skip
-    return _rendered(f"sub-{page.participant}", sections, page.app_version, page.created)
+    title = f"sub-{page.participant}, {page.place}" if page.place else f"sub-{page.participant}"
+    return _rendered(title, sections, page.app_version, page.created, page.place)
 
 
 def render_group(page: GroupPage) -> str:
@@ -158,7 +163,7 @@ def render_group(page: GroupPage) -> str:
         Section("maps", "Mean maps", "No mean map was made.", _pictures(page.maps)),
         Section("best", "Best instruction and layer", "No map of best instructions or layers was made.",
                 _pictures(page.best_maps)),
-        Section("rois", "Regions of interest", "No atlas was given, so no region was averaged.",
+        Section("rois", "Regions of interest", NO_REGIONS,
                 (*page.roi_pictures, *page.roi_tables)),
         Section("layers", "Layers", "No layer curve was made.", _pictures(page.layer_pictures)),
         Section("comparisons", "Model against model", "No two models were compared.", page.comparisons),
@@ -250,7 +255,7 @@ def _article_html(article: Article) -> Markup:
     return Markup(markdown_html(body, article.bibliography, heading_shift=1))
 
 
-def _rendered(title: str, sections: tuple[Section, ...], app_version: str, created: str) -> str:
+def _rendered(title: str, sections: tuple[Section, ...], app_version: str, created: str, place: str = "") -> str:
     environment = Environment(
         loader=PackageLoader("bids_mllm.report", "templates"),
         autoescape=True,
@@ -261,4 +266,4 @@ def _rendered(title: str, sections: tuple[Section, ...], app_version: str, creat
     environment.filters["cell"] = cell_text
     environment.filters["article"] = _article_html
     template = environment.get_template("page.html.j2")
-    return template.render(title=title, sections=sections, app_version=app_version, created=created)
+    return template.render(title=title, sections=sections, app_version=app_version, created=created, place=place)

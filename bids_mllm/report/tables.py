@@ -31,7 +31,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     """Return the runs that were used, one row each."""
     rows = tuple(
         (
-            run.label, run.space, run.n_volumes, f"{run.repetition_time:g}", f"{run.start_time:g}",
+            run.label, run.place, run.n_volumes, f"{run.repetition_time:g}", f"{run.start_time:g}",
             ", ".join(dict.fromkeys(s.stim_file for s in run.showings)) or None,
         )
         for run in runs

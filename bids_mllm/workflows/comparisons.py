@@ -37,7 +37,7 @@ def within_participants(output_dir: Path, name: MapName) -> list[Table]:
     caption = (
         f"Model against model within each participant ({name.place}): sign flips of parts of the correlation on the "
         f"same held-out volumes; smallest attainable p {float(rows[0]['smallest_p']):.2g}. {units} count where the "
-        "false discovery rate is at most .05."
+        "false discovery rate is at most .05; q goes over all pairs and, with an atlas, over its regions too."
     )
     return [Table(caption, columns, cells)]
 

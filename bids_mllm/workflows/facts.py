@@ -106,7 +106,7 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
         "WindowPosition": settings.window_position,
         "Alignment": [dict(windows.report) for windows in design.windows],
         "DelaysTR": list(settings.delays),
-        "Confounds": settings.confounds,
+        "Confounds": _confound_words(design, settings),
         "HighPassHz": settings.high_pass,
         "Scaling": SCALING,
         "Alphas": {"Lowest": low, "Highest": high, "Number": number, "Spacing": "logarithmic"},
@@ -119,6 +119,14 @@ def _sidecar(plan: StudyPlan, design: ParticipantDesign) -> dict[str, Any]:
         "AppVersion": __version__,
         "Libraries": library_versions(),
     }
+
+
+def _confound_words(design: ParticipantDesign, settings: Settings) -> str:
+    """Name the strategy, or the derivative that removed confounds before, where no more are."""
+    removed = dict.fromkeys(run.derivative for run in design.runs if run.denoised)
+    if not removed:
+        return settings.confounds
+    return f"removed in {', '.join(removed)}"
 
 
 def cv_words(design: ParticipantDesign, settings: Settings) -> str:

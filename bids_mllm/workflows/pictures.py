@@ -42,11 +42,12 @@ def _maps_of(result: ModelResult, *, top: float | None, who: str) -> tuple[Pictu
     many = len(sidecar["Conditions"]) * len(sidecar["Layers"]) > 1
     chosen = ", condition and layer chosen inside training" if many else ""
     where = canvas.words
+    mean = ", mean over participants" if result.name.participant is None else ""
     pictures = [
         Picture(
             canvas.scores(values, top=top, label="held-out r"),
             f"{where} the held-out correlation of {result.model} in {who}; {canvas.peak(values)}.",
-            f"Held-out r of {result.model}{chosen}. {canvas.note}".rstrip(),
+            f"Held-out r of {result.model}{mean}{chosen}; r below 0 is not coloured. {canvas.note}".rstrip(),
         )
     ]
     if len(sidecar["Layers"]) > 1:

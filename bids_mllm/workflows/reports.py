@@ -14,12 +14,13 @@ from bids_mllm.discover.layout import generated_by
 from bids_mllm.features.registry import load_family
 from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.interfaces.rows import make_rows
+from bids_mllm.io.atlas_find import atlas_items
 from bids_mllm.io.confounds import load_confounds
 from bids_mllm.io.derivatives import sidecar_path
 from bids_mllm.io.files import read_json, write_text
 from bids_mllm.io.results import ModelResult, find_results
 from bids_mllm.io.tables import read_feature_table
-from bids_mllm.records import ModelSpec, ParticipantDesign
+from bids_mllm.records import Fold, ModelSpec, ParticipantDesign
 from bids_mllm.report.citations import citation_files
 from bids_mllm.report.clock_charts import clock_blocks, clock_warnings
 from bids_mllm.report.conditioning import conditioning_warnings
@@ -31,6 +32,7 @@ from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.clock import found_clock
 from bids_mllm.workflows.comparisons import comparison_tables
 from bids_mllm.workflows.facts import cv_words, library_versions, output_task
+from bids_mllm.workflows.page_files import page_path
 from bids_mllm.workflows.pictures import (
     best_maps,
     layer_pictures,
@@ -107,6 +109,7 @@ def methods_facts(plan: StudyPlan, designs: Sequence[ParticipantDesign]) -> Meth
         delays=settings.delays,
         confounds_strategy=settings.confounds,
         confound_columns=columns,
+        denoised_in=tuple(dict.fromkeys(run.derivative for d in designs for run in d.runs if run.denoised)),
         high_pass=settings.high_pass or None,
         models=tuple(_model_facts(card, settings) for card in model_cards(plan)),
         alphas=tuple(float(a) for a in alpha_grid(low, high, int(number))),
@@ -229,7 +232,7 @@ def write_participant_report(
 ) -> Path:
     """Write the page of one participant in one space from the plan and the outputs; returns its path.
 
-    It is ``sub-<label>.html`` for the first space and ``sub-<label>_space-<space>.html`` for any other.
+    Its name is that of `page_path`.
     """
     found = find_results(plan.settings.output_dir, [design.participant])
     results = [result for result in found if _planned(plan, design, result)]
@@ -241,6 +244,7 @@ def write_participant_report(
         participant=design.participant,
         app_version=__version__,
         created=now(),
+        place=design.place,
         warnings=(
             *participant_warnings(plan, design, results, failed=bool(failures)),
             *(() if clock is None else clock_warnings(clock)),
@@ -258,7 +262,7 @@ def write_participant_report(
             rows.folds,
             list(rows.run_of_row),
             tuple(run.label for run in design.runs),
-            _sentence(cv_words(design, plan.settings)),
+            _sentence(cv_words(design, plan.settings)) + _scored_words(rows.folds),
         ),
         scores=(score_table(results), *comparison_tables(results)) if results else (),
         maps=best_maps(results),
@@ -271,10 +275,17 @@ def write_participant_report(
         settings=settings_cells(plan.settings),
     )
     first = next(other for other in plan.designs if other.participant == design.participant)
-    space = "" if design is first else f"_space-{design.place}"
-    path = plan.settings.output_dir / f"sub-{design.participant}{space}.html"
+    path = page_path(plan.settings.output_dir, design.participant, design.place, first=design is first)
     write_text(path, render_participant(page))
     return path
+
+
+def _scored_words(folds: Sequence[Fold]) -> str:
+    """Say how many rows are scored where viewings are averaged."""
+    if all(fold.viewings is None for fold in folds):
+        return ""
+    n_test, n_scored = sum(len(fold.test) for fold in folds), sum(fold.scored.shape[1] for fold in folds)
+    return f" Viewings of a held-out film are averaged: {n_scored} moments are scored of {n_test} test rows."
 
 
 def _planned(plan: StudyPlan, design: ParticipantDesign, result: ModelResult) -> bool:
@@ -323,7 +334,9 @@ def participant_warnings(
     if failed and results:
         warnings.append("A step failed in this call: what is shown of it, if anything, is of an earlier call.")
     if design.dropped:
-        warnings.append(f"{len(design.dropped)} runs take no part; their reasons are listed below.")
+        taken = "1 run takes" if len(design.dropped) == 1 else f"{len(design.dropped)} runs take"
+        warnings.append(f"{taken} no part; the reasons are listed below.")
+    warnings += _atlas_warning(plan, design)
     if plan.settings.sloppy:
         warnings.append("Made with --sloppy: the low-level features are coarse; use for trying out only.")
     if plan.settings.window_position != "end":
@@ -354,6 +367,15 @@ def alignment_warnings(design: ParticipantDesign) -> list[str]:
                 "film's clock, so that playback stalled or the events are wrong there."
             )
     return warnings
+
+
+def _atlas_warning(plan: StudyPlan, design: ParticipantDesign) -> list[str]:
+    """Name the atlases asked for that do not serve this participant in this place."""
+    served = {files.name for files in plan.atlases[design.participant, design.place]}
+    absent = [item.name for item in atlas_items(plan.settings.atlas) if item.name not in served]
+    if not absent or design.runs[0].form == "parcels":
+        return []
+    return [f"{', '.join(absent)}: no file of this atlas serves {design.place}; the log says which would."]
 
 
 def _untested_warning(result: ModelResult) -> list[str]:

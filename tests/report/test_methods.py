@@ -70,6 +70,9 @@ def test_without_baseline_the_text_says_so() -> None:
 @pytest.mark.parametrize(
     ("changes", "present", "absent"),
     [
+        ({"denoised_in": ("xcpd",)}, "From the series of xcpd confounds had been removed", "xcpd version"),
+        ({"units": ("vertices",)}, "What is said of voxels here holds for vertices", "holds for voxels"),
+        ({}, "Voxelwise encoding models", "holds for"),
         ({"confound_columns": ()}, "cosine drifts below 0.0078 Hz were regressed out", "motion6"),
         ({"high_pass": None}, "`rot_z`) were regressed out", "cosine"),
         ({"high_pass": None, "confound_columns": ()}, "No confounds and no drifts", "motion6"),

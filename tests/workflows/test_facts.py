@@ -1,11 +1,13 @@
 """What the outputs say of where their runs come from, with several derivatives."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from bids_mllm.cli.parser import parse_settings
-from bids_mllm.workflows.facts import dataset_facts, sources
+from bids_mllm.workflows.facts import dataset_facts, map_facts, sources
 from bids_mllm.workflows.plan import plan_study
+from bids_mllm.workflows.reports import participant_warnings
 
 
 def test_every_derivative_is_linked_and_every_file_named_in_its_own(own_study, tmp_path):
@@ -32,3 +34,23 @@ def test_every_derivative_is_linked_and_every_file_named_in_its_own(own_study, t
     facts = dataset_facts(plan)
     assert {name: (tmp_path / "out" / link).resolve() for name, link in facts["links"].items()} == roots
     assert {"URL": "bids:again:", "Version": "7"} in facts["sources"]
+
+
+def test_the_sidecar_tells_where_confounds_were_removed_before(study, tmp_path):
+    words = (study, tmp_path / "out", "participant", "--participant-label", "01", "--confounds", "motion", "--sloppy")
+    plan = plan_study(parse_settings([str(word) for word in words]))
+    design = plan.designs[0]
+    assert map_facts(plan, design)["sidecar"]["Confounds"] == "motion"
+    cleaned = replace(design, runs=tuple(replace(run, denoised=True) for run in design.runs))
+    assert map_facts(plan, cleaned)["sidecar"]["Confounds"] == "removed in fmriprep"
+
+
+def test_an_atlas_that_serves_only_another_space_is_a_warning_on_the_page(own_study, tmp_path):
+    atlas = own_study / "sourcedata/truth/atlas-planted_dseg.nii.gz"
+    words = (own_study, tmp_path / "out", "participant", "--participant-label", "01", "--sloppy", "--atlas", str(atlas))
+    plan = plan_study(parse_settings([str(word) for word in words]))
+    design = plan.designs[0]
+    assert not [one for one in participant_warnings(plan, design, (), failed=False) if "planted" in one]
+    unserved = replace(plan, atlases={("01", design.place): ()})
+    (told,) = (one for one in participant_warnings(unserved, design, (), failed=False) if "planted" in one)
+    assert design.place in told
