@@ -1,6 +1,6 @@
 """The table of runs and the estimates that `--dry-run` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,9 @@ from bids_mllm.exceptions import CheckpointError, PackageError
 from bids_mllm.features.extractor import ExtractionPlan
 from bids_mllm.features.registry import load_family
 from bids_mllm.fit.memory import DOUBLE, SQUARES
+from bids_mllm.interfaces.derivatives import BANDS
 from bids_mllm.io.derivatives import MapName
+from bids_mllm.io.maps import files_of_map
 from bids_mllm.records import Form, ParticipantDesign, Run, TRWindows
 from bids_mllm.workflows.facts import output_task
 from bids_mllm.workflows.plan import StudyPlan
@@ -72,7 +74,7 @@ def estimates(plan: StudyPlan) -> str:
     settings = plan.settings
     clips = _clips_of(plan)
     n_clips = sum(clips.values())
-    lines = [f"{len(plan.participants)} participants, {sum(len(d.runs) for d in plan.designs)} runs, {n_clips} clips."]
+    lines = [_counts(plan, n_clips)]
     n_spaces, n_bytes = 0, 0
     for model in plan.models:
         try:
@@ -92,11 +94,23 @@ def estimates(plan: StudyPlan) -> str:
     lines += [
         f"Feature store: about {n_bytes / 1e9:.2f} GB on disk.",
         f"Fits: {n_spaces} feature spaces a participant on {rows} rows, about {kernels / 1e9:.2f} GB for the kernels "
-        f"and {seconds / 60:.0f} core minutes in all, voxels not counted.",
-        "Files to come:",
+        f"and {seconds / 60:.0f} core minutes in all, without the products with the BOLD.",
+        "Files to come, most of them with a JSON file of the same name:",
         *_names(plan),
     ]
     return "\n".join(lines)
+
+
+def _counts(plan: StudyPlan, n_clips: int) -> str:
+    """Return what there is in words; a run counts once in however many spaces it is."""
+    counts = {
+        "participant": len(plan.participants),
+        "run": len({(design.participant, run.label) for design in plan.designs for run in design.runs}),
+        "space": len({design.place for design in plan.designs}),
+        "clip": n_clips,
+    }
+    participants, runs, spaces, clips = (f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items())
+    return f"{participants}, {runs} in {spaces}, {clips}."
 
 
 def clip_bytes(planned: ExtractionPlan) -> int:
@@ -164,15 +178,42 @@ def _n_rows(design: ParticipantDesign) -> int:
     return int(np.sum([windows.valid.sum() for windows in design.windows]))
 
 
-def _names(plan: StudyPlan) -> Sequence[str]:
-    keys = [model.key for model in plan.models] + list(plan.settings.feature_table)
-    names = ["dataset_description.json", "logs/CITATION.md"]
+def _names(plan: StudyPlan) -> list[str]:
+    """Return the names of the files to come, with * for the parts that vary."""
+    names = ["dataset_description.json", "descriptions.tsv", "logs/CITATION.*"]
     for participant in dict.fromkeys(design.participant for design in plan.designs):
-        names.append(f"sub-{participant}.html")
-        for name in (_map_name(design) for design in plan.designs if design.participant == participant):
-            paths = [name.path(Path(), suffix="mask", desc="encoding")]
-            paths += [name.path(Path(), model=key, stat="*") for key in keys]
-            names += [path.as_posix() for path in paths]
+        names.append(f"sub-{participant}*.html")
+        for design in plan.designs:
+            if design.participant == participant:
+                names += _names_of(plan, design)
+    return names
+
+
+def _names_of(plan: StudyPlan, design: ParticipantDesign) -> list[str]:
+    """Return the names of the maps and tables of one participant in one place."""
+    settings, name, root = plan.settings, _map_name(design), Path()
+    keys = [model.key for model in plan.models] + list(settings.feature_table)
+    is_volume = design.runs[0].form == "volume"
+    maps = [
+        name.path(root, suffix="mask", desc="encoding") if is_volume else name.path(root, stat="mask", desc="encoding"),
+        *(name.path(root, model=key, stat="*") for key in [*keys, *([BANDS] if settings.bands else [])]),
+    ]
+    tables = [name.path(root, suffix="split", extension=".json", desc="cv")]
+    if any(stim_file in plan.stimuli for windows in design.windows for stim_file in windows.stim_files):
+        tables.append(name.path(root, extension=".tsv", stat="clocklag"))
+    if len(keys) > 1:
+        tables.append(name.path(root, extension=".tsv", stat="modelcomparison"))
+    tables += [name.path(root, extension=".tsv", model=key, stat="partition") for key in settings.partition]
+    tables += [
+        name.path(root, extension=".tsv", model=key, stat="*", atlas=files.name)
+        for files in plan.atlases[design.participant, design.place]
+        for key in keys
+    ]
+    names = [path.as_posix() for path in (*(file for path in maps for file in files_of_map(path)), *tables)]
+    if settings.noise_ceiling != "none":
+        certain = "" if settings.noise_ceiling != "auto" else ", if a held-out film was seen more than once"
+        ceiling = files_of_map(name.path(root, stat="noiseceiling"))
+        names += [f"{path.as_posix()}{certain}" for path in ceiling]
     return names
 
 

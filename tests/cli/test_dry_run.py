@@ -112,6 +112,23 @@ def test_every_model_and_film_has_its_line(call, study) -> None:
     assert float(store.split()[3]) == pytest.approx(total, abs=0.006)
 
 
+def test_tables_of_atlases_models_and_ceilings_are_among_the_files_to_come(call, study, tmp_path) -> None:
+    words = (study, tmp_path / "out", "participant", "--sloppy", "--dry-run", "--models", "melspectrogram")
+    stem = "sub-02/func/sub-02_task-bourne+life+wolf_space-MNI152NLin2009cAsym"
+    lines = call(*words).err.splitlines()
+    assert f"{stem}_desc-encoding_mask.nii.gz" in lines
+    assert f"{stem}_stat-clocklag_statmap.tsv" in lines
+    assert f"{stem}_stat-noiseceiling_statmap.nii.gz, if a held-out film was seen more than once" in lines
+    assert "sub-02*.html" in lines
+    assert not [line for line in lines if "atlas-" in line or "modelcomparison" in line]
+    atlas = study / "sourcedata/truth/atlas-planted_dseg.nii.gz"
+    more = call(*words, "motionenergy", "--atlas", atlas, "--noise-ceiling", "none").err.splitlines()
+    assert f"{stem}_stat-modelcomparison_statmap.tsv" in more
+    name = stem.replace("_space-MNI152NLin2009cAsym", "_space-MNI152NLin2009cAsym_atlas-planted")
+    assert f"{name}_model-motionenergy_stat-*_statmap.tsv" in more
+    assert not [line for line in more if "noiseceiling" in line]
+
+
 def test_a_checkpoint_that_is_not_there_is_said_and_the_others_are_estimated(call, study, tmp_path) -> None:
     result = call(
         study, tmp_path / "out", "participant", "--sloppy", "--dry-run", "--models", "qwen25vl7b", "melspectrogram"

@@ -1,5 +1,6 @@
 """One study in every space at once: the same series as volumes, surfaces, grayordinates and parcels."""
 
+import fnmatch
 import json
 import shutil
 import subprocess
@@ -207,6 +208,22 @@ def test_pybids_finds_each_map_by_its_entities(finished):
         {"space": "fsLR", "segmentation": "planted", "extension": ".pscalar.nii"},
     ):
         assert len(layout.get(**wanted, **more)) == 1, more
+
+
+def test_a_dry_run_names_just_the_files_that_are_written(finished, tmp_path):
+    own, out, _ = finished
+    listed = run(own, tmp_path, "participant", *OPTIONS, "--space", *SPACES, "-w", tmp_path / "work", "--dry-run")
+    assert listed.returncode == 0, listed.stderr
+    lines = listed.stderr.splitlines()
+    assert "2 participants, 10 runs in 5 spaces, " in listed.stderr
+    (head,) = (number for number, line in enumerate(lines) if line.startswith("Files to come"))
+    patterns = [line.split(",")[0] for line in lines[head + 1 :]]
+    written = [path.relative_to(out).as_posix() for path in sorted(out.rglob("sub-*")) if path.is_file()]
+    written = [name for name in written if not name.endswith(".json") or name.endswith("_split.json")]
+    for pattern in patterns:
+        assert list(out.glob(pattern)), pattern
+    for name in written:
+        assert any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns), name
 
 
 @pytest.mark.parametrize("page", ["sub-01.html", "sub-01_space-fsLR_den-91k.html", "group.html"])
