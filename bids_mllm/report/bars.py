@@ -9,13 +9,26 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from bids_mllm.records import FloatArray
-from bids_mllm.report.style import CHART_STYLE, FAINT, PALETTE, distinct_colours, new_figure, png_bytes, score_colours
+from bids_mllm.report.style import (
+    CHART_STYLE,
+    FAINT,
+    INK,
+    PALETTE,
+    distinct_colours,
+    new_figure,
+    png_bytes,
+    score_colours,
+)
 
 MAX_BARS = 30
 _WIDTH = 9.0
 _LONGEST_NAME = 48
 _DPI = 110
 _N_BINS = 50
+#: Keeps pale bars apart from the white ground.
+_EDGE_WIDTH = 0.4
+#: Room beyond the longest bar.
+_ROOM = 1.05
 
 
 def ranked_bars(values: FloatArray, names: Sequence[str], *, label: str, vmax: float | None = None) -> bytes:
@@ -30,7 +43,7 @@ def ranked_bars(values: FloatArray, names: Sequence[str], *, label: str, vmax: f
     label
         Text of the axis.
     vmax
-        Upper end of the axis and of the colours, for charts that are compared; higher bars extend the axis.
+        Score up to which axis and colours reach, for charts that are compared; higher bars extend the axis.
 
     Returns
     -------
@@ -42,12 +55,14 @@ def ranked_bars(values: FloatArray, names: Sequence[str], *, label: str, vmax: f
     top = vmax or (float(values[kept].max()) if kept.size and values[kept].max() > 0 else 1.0)
     with rc_context(dict(CHART_STYLE)):
         figure, axes = _bar_chart(len(kept))
-        axes.barh(np.arange(len(kept)), values[kept], color=score_colours()(np.clip(values[kept] / top, 0, 1)))
+        colours = score_colours()(np.clip(values[kept] / top, 0, 1))
+        axes.barh(np.arange(len(kept)), values[kept], color=colours, edgecolor=INK, linewidth=_EDGE_WIDTH)
         axes.set_yticks(np.arange(len(kept)), [_short(names[place]) for place in kept])
-        axes.set_xlim(min(0.0, *values[kept], 0.0), max(top, *values[kept], 0.0))
+        axes.set_xlim(_ROOM * min(0.0, *values[kept], 0.0), _ROOM * max(top, *values[kept], 0.0))
         axes.set_xlabel(label)
-        if len(kept) < len(values):
-            axes.set_title(f"The {len(kept)} highest of {len(values)} parcels")
+        if len(kept) < len(finite):
+            scored = "" if len(finite) == len(values) else " with a score"
+            axes.set_title(f"The {len(kept)} highest of {len(finite)} parcels{scored}")
         return png_bytes(figure, dpi=_DPI)
 
 
@@ -80,9 +95,9 @@ def count_bars(positions: FloatArray, names: Sequence[str], *, label: str, what:
     colours = list(colormaps["viridis"](steps)) if ordered else list(distinct_colours(len(names)))
     with rc_context(dict(CHART_STYLE)):
         figure, axes = _bar_chart(len(names))
-        axes.barh(np.arange(len(names)), counts, color=colours)
+        axes.barh(np.arange(len(names)), counts, color=colours, edgecolor=INK, linewidth=_EDGE_WIDTH)
         axes.set_yticks(np.arange(len(names)), [_short(name) for name in names])
-        axes.set_xlim(0, max(int(counts.max(initial=0)), 1) * 1.05)
+        axes.set_xlim(0, _ROOM * max(int(counts.max(initial=0)), 1))
         axes.set_ylabel(label)
         axes.set_xlabel(f"number of {what}")
         return png_bytes(figure, dpi=_DPI)

@@ -36,8 +36,9 @@ def test_the_highest_parcels_come_first_and_nan_has_no_bar(drawn):
     (axes,) = drawn
     assert names_of(axes) == ["c", "a", "d"]
     assert widths_of(axes) == pytest.approx([0.3, 0.1, -0.2])
-    assert axes.get_xlim() == pytest.approx((-0.2, 0.4))
+    assert axes.get_xlim() == pytest.approx((-0.21, 0.42))
     assert axes.get_xlabel() == "held-out r"
+    assert axes.get_title("left") == ""
     top, *_, bottom = [bar.get_y() for bar in axes.patches]
     assert axes.transData.transform((0, top))[1] > axes.transData.transform((0, bottom))[1]
 
@@ -48,6 +49,23 @@ def test_only_thirty_parcels_are_drawn_and_the_chart_says_so(drawn):
     (axes,) = drawn
     assert names_of(axes) == [f"parcel {number}" for number in range(455, 425, -1)]
     assert axes.get_title("left") == "The 30 highest of 456 parcels"
+
+
+def test_the_title_counts_the_parcels_that_have_a_score(drawn):
+    values = np.full(60, np.nan)
+    values[:40] = np.arange(40) / 100
+    ranked_bars(values, list(map(str, range(60))), label="r")
+    assert drawn[0].get_title("left") == "The 30 highest of 40 parcels with a score"
+
+
+def test_the_longest_bar_ends_before_the_frame_and_pale_bars_have_a_dark_edge(drawn):
+    ranked_bars(np.array([0.1, 0.3, -0.3]), ["a", "b", "c"], label="r")
+    count_bars(np.array([0, 1, 1]), ["a", "b"], label="layer", what="parcels", ordered=True)
+    for axes in drawn:
+        low, high = axes.get_xlim()
+        assert high > 1.02 * max(widths_of(axes))
+        assert low <= 1.02 * min(0, *widths_of(axes))
+        assert all(bar.get_linewidth() > 0 and max(bar.get_edgecolor()[:3]) < 0.3 for bar in axes.patches)
 
 
 @pytest.mark.parametrize("ordered", [True, False])
