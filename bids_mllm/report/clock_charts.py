@@ -9,28 +9,36 @@ from bids_mllm.report.style import CHART_STYLE, FAINT, INK, UNUSED, distinct_col
 
 EXPLANATION = (
     "Where the clocks of runs and stimuli agree, BOLD follows the sound and the cuts of a film by the lag of a "
-    "haemodynamic response. The curve is the mean correlation of the voxels that follow a feature best, chosen on one "
+    "haemodynamic response. The curve is the mean correlation of the {units} that follow a feature best, chosen on one "
     "half of the volumes and drawn with the other, both ways."
 )
-NOT_CLEAR = "No fast feature of the stimuli finds a voxel that follows it: the clock cannot be checked."
+NOT_CLEAR = "No fast feature of the stimuli finds {units} that follow it: the clock cannot be checked."
 _LINES = ("-", "--", ":", "-.")
 
 
-def clock_blocks(check: ClockCheck) -> tuple[Block, ...]:
-    """Return what the page shows of a check: nothing where no playback was long enough."""
+def clock_blocks(check: ClockCheck, *, units: str = "voxels") -> tuple[Block, ...]:
+    """Return what the page shows of a check: a sentence where no playback was long enough.
+
+    Parameters
+    ----------
+    check
+    units
+        What the places of the series are called, in the plural.
+    """
     if not check.features:
         return (Paragraph("No playback of a film or sound is long enough: the clock cannot be checked."),)
-    first = () if np.isfinite(check.peaks).any() else (Paragraph(NOT_CLEAR),)
-    picture = Picture(clock_chart(check), _alternative(check), "How strongly the best voxels follow at each lag.")
+    first = () if np.isfinite(check.peaks).any() else (Paragraph(NOT_CLEAR.format(units=units)),)
+    caption = f"How strongly the best {units} follow at each lag."
+    picture = Picture(clock_chart(check, units=units), _alternative(check, units), caption)
     table = Table(
-        "Peaks of the lag curves",
-        ("feature", "peak (s)", "highest r", "times its spread by chance"),
+        "Peaks of the lag curves.",
+        ("Feature", "Peak (s)", "Highest r", "Times its spread by chance"),
         tuple(
             (name, float(peak), float(r.max()), float(strength))
             for name, peak, r, strength in zip(check.features, check.peaks, check.r, check.strengths, strict=True)
         ),
     )
-    return (Paragraph(EXPLANATION), *first, picture, table)
+    return (Paragraph(EXPLANATION.format(units=units)), *first, picture, table)
 
 
 def clock_warnings(check: ClockCheck) -> tuple[str, ...]:
@@ -53,7 +61,7 @@ def _seconds(check: ClockCheck, peak: float) -> str:
     return f"{peak:.1f} s or less" if peak <= check.lags[0] else f"{peak:.1f} s"
 
 
-def _alternative(check: ClockCheck) -> str:
+def _alternative(check: ClockCheck, units: str) -> str:
     peaks = [
         f"that of {name} is highest at {_seconds(check, peak)} (r = {r.max():.3f})"
         if np.isfinite(peak)
@@ -62,13 +70,20 @@ def _alternative(check: ClockCheck) -> str:
     ]
     low, high = EXPECTED_PEAK
     return (
-        f"Curves of correlation against lag from {check.lags[0]:g} to {check.lags[-1]:g} s; {', '.join(peaks)}. "
+        f"Curves of the correlation of the best {units} against lag from {check.lags[0]:g} to {check.lags[-1]:g} s; "
+        f"{', '.join(peaks)}. "
         f"A haemodynamic response peaks between {low:g} and {high:g} s."
     )
 
 
-def clock_chart(check: ClockCheck) -> bytes:
+def clock_chart(check: ClockCheck, *, units: str = "voxels") -> bytes:
     """Draw the lag curve of every feature, its peak, and where a haemodynamic response peaks.
+
+    Parameters
+    ----------
+    check
+    units
+        What the places of the series are called, in the plural.
 
     Returns
     -------
@@ -89,6 +104,6 @@ def clock_chart(check: ClockCheck) -> bytes:
                 axes.annotate(f"{peak:.1f} s", (peak, height), xytext=(4, 4), textcoords="offset points", fontsize=8)
         axes.set_xlim(float(check.lags[0]), float(check.lags[-1]))
         axes.set_xlabel("seconds from the feature to the BOLD")
-        axes.set_ylabel("mean r of the best voxels")
+        axes.set_ylabel(f"mean r of the best {units}")
         figure.legend(loc="outside upper left", ncols=3, fontsize=8)
         return svg_bytes(figure)

@@ -255,7 +255,7 @@ def write_participant_report(
         runs=design.runs,
         windows=design.windows,
         dropped=design.dropped,
-        clock=() if clock is None else clock_blocks(clock),
+        clock=() if clock is None else clock_blocks(clock, units=FORM_UNITS[design.runs[0].form]),
         models=cards,
         checks=check_blocks(plan.settings.output_dir, checks),
         cross_validation=CrossValidation(

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from bids_mllm.outcomes import ClockCheck
 from bids_mllm.report.clock_charts import NOT_CLEAR, clock_blocks, clock_warnings
@@ -31,8 +32,10 @@ def test_a_good_clock_is_drawn_with_its_numbers_and_no_warning():
     assert "peak of a haemodynamic response" in text
     (table,) = (block for block in blocks if isinstance(block, Table))
     assert [row[0] for row in table.rows] == ["sound", "pictures"]
+    assert table.columns == ("Feature", "Peak (s)", "Highest r", "Times its spread by chance")
+    assert table.caption == "Peaks of the lag curves."
     assert clock_warnings(CHECK) == ()
-    assert Paragraph(NOT_CLEAR) not in blocks
+    assert Paragraph(NOT_CLEAR.format(units="voxels")) not in blocks
 
 
 def test_a_late_clock_is_warned_about_with_what_to_check():
@@ -45,8 +48,19 @@ def test_a_late_clock_is_warned_about_with_what_to_check():
 
 def test_nothing_clear_is_said_and_not_warned_about():
     check = replace(CHECK, peaks=np.full(2, np.nan))
-    assert Paragraph(NOT_CLEAR) in clock_blocks(check)
+    assert Paragraph(NOT_CLEAR.format(units="voxels")) in clock_blocks(check)
     assert clock_warnings(check) == ()
+
+
+@pytest.mark.parametrize("units", ["voxels", "vertices", "grayordinates", "parcels"])
+def test_places_are_called_by_their_name_in_all_texts(units):
+    blocks = clock_blocks(replace(CHECK, peaks=np.full(2, np.nan)), units=units)
+    (picture,) = (block for block in blocks if isinstance(block, Picture))
+    texts = [block.text for block in blocks if isinstance(block, Paragraph)]
+    assert len(texts) == 2
+    for text in (*texts, picture.alt, picture.caption, picture.data.decode()):
+        assert units in text
+        assert units == "voxels" or "voxel" not in text
 
 
 def test_playbacks_that_are_too_short_are_said():
