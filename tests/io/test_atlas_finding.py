@@ -214,15 +214,18 @@ def test_without_the_package_the_command_that_installs_it_is_told(monkeypatch):
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (VOLUME, "no file for MNI152NLin2009cAsym_res-2 whose name has Glasser, HCPMMP or MMP .*doi 10.6084"),
-        (FSAVERAGE, "lh.HCPMMP1.annot and rh.HCPMMP1.annot are on figshare"),
-        (run_in("fsLR", "surface", density="59k"), "BALSA"),
+        (VOLUME, "Glasser in MNI152NLin2009cAsym_res-2 needs .*, named with Glasser, HCPMMP or MMP, .*doi 10.6084"),
+        (FSAVERAGE, "needs label files of both hemispheres .*get lh.HCPMMP1.annot and rh.HCPMMP1.annot from figshare"),
+        (run_in("fsLR", "surface", density="59k"), "get the files for fsLR from BALSA"),
+        (run_in("T1w", "volume"), "make them for each participant, with sub- and space-T1w in their names"),
+        (run_in("fsnative", "surface"), "make them for each participant, with sub- and space-fsnative in their names"),
     ],
 )
 def test_glasser_elsewhere_needs_a_file_and_says_which(tmp_path, run, words):
-    with pytest.raises(UsageError, match=words):
+    with pytest.raises(UsageError, match=words) as caught:
         find_atlas(AtlasItem("Glasser"), run, None)
-    with pytest.raises(UsageError, match=f"{tmp_path} holds no file for"):
+    assert "--atlas-dir is not given; " in str(caught.value)
+    with pytest.raises(UsageError, match=f"but {tmp_path} holds none; .* and name the folder with --atlas-dir"):
         find_atlas(AtlasItem("Glasser"), run, tmp_path)
 
 
@@ -241,7 +244,7 @@ def test_files_of_a_folder_are_found_by_name_and_space(tmp_path):
     assert name(FSAVERAGE) == ["lh.HCPMMP1.annot", "rh.HCPMMP1.annot"]
     assert name(VOLUME) == ["HCP-MMP1_on_MNI152_ICBM2009a_nlin.nii.gz"]
     assert name(FSLR) == ["Glasser_fs_LR.dlabel.nii"]
-    with pytest.raises(UsageError, match=r"no file for T1w"):
+    with pytest.raises(UsageError, match=r"Glasser in T1w needs a NIfTI label image"):
         name(run_in("T1w", "volume"))
     touch(tmp_path, f"tpl-{MNI}_res-02_atlas-Glasser_dseg.nii.gz", "tpl-MNI152NLin6Asym_atlas-Glasser_dseg.nii.gz")
     assert name(VOLUME) == [f"tpl-{MNI}_res-02_atlas-Glasser_dseg.nii.gz"]
