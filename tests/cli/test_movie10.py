@@ -115,7 +115,8 @@ def test_several_spaces_at_once(table, content, movie10):
         ("fsLR_den-91k", "MNI152NLin2009cAsym", "T1w"), len(whole(content))
     )
     task = "+".join(sorted(SIDES))
-    for name in ("space-T1w_desc-encoding_mask.nii.gz", "space-fsLR_den-91k_stat-mask_desc-encoding_statmap.dscalar.nii"):
+    dense = "space-fsLR_den-91k_stat-mask_desc-encoding_statmap.dscalar.nii"
+    for name in ("space-T1w_desc-encoding_mask.nii.gz", dense):
         assert f"sub-01/func/sub-01_task-{task}_{name}" in said.splitlines()
 
 
