@@ -17,7 +17,16 @@ from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.fit.targets import prepare_targets
 from bids_mllm.interfaces.encoding import FitOptions, fit_options_from_json
 from bids_mllm.interfaces.rows import Rows, make_rows, stack_targets
-from bids_mllm.interfaces.viewings import half_tr, moments_of, nearest, playbacks, viewing_groups
+from bids_mllm.interfaces.viewings import (
+    ROUNDING,
+    Moments,
+    half_tr,
+    moments_of,
+    nearest,
+    playbacks,
+    viewing_groups,
+    whole_viewings,
+)
 from bids_mllm.io.design import read_design
 from bids_mllm.io.files import read_json
 from bids_mllm.io.scores import save_ceiling
@@ -328,19 +337,13 @@ def common_rows(viewers: Sequence[Viewer]) -> tuple[IntArray, list[IntArray]]:
     return own, [places[own] for places in matched]
 
 
-def _matched_rows(
-    moments: "Sequence[tuple[str, float]]", target: Viewer, viewer: Viewer, tolerance: float
-) -> "tuple[IntArray, Any]":
+def _matched_rows(moments: Moments, target: Viewer, viewer: Viewer, tolerance: float) -> "tuple[IntArray, Any]":
     theirs = viewer.moments()
     places = np.zeros(len(moments), dtype=int)
     found = np.zeros(len(moments), dtype=bool)
     for stim_file in dict.fromkeys(name for name, _ in moments):
-        own = playbacks(
-            [row for row, (name, _) in enumerate(moments) if name == stim_file], target.rows.run_of_row, moments
-        )
-        other = playbacks(
-            [row for row, (name, _) in enumerate(theirs) if name == stim_file], viewer.rows.run_of_row, theirs
-        )
+        own = _seen(stim_file, moments, target.rows.run_of_row, tolerance)
+        other = _seen(stim_file, theirs, viewer.rows.run_of_row, tolerance)
         for number, (times, rows) in enumerate(own):
             if other:
                 other_times, other_rows = other[min(number, len(other) - 1)]
@@ -348,6 +351,14 @@ def _matched_rows(
                 places[rows] = other_rows[place]
                 found[rows] = np.abs(other_times[place] - times) <= tolerance
     return places, found
+
+
+def _seen(
+    stim_file: str, moments: Moments, run_of_row: IntArray, tolerance: float
+) -> list[tuple[FloatArray, IntArray]]:
+    """Times and rows of each viewing of a stimulus, those in parts put together."""
+    rows = [row for row, (name, _) in enumerate(moments) if name == stim_file]
+    return whole_viewings(playbacks(rows, run_of_row, moments), tolerance + ROUNDING)
 
 
 def restricted(fold: Fold, kept: IntArray) -> Fold:

@@ -26,19 +26,6 @@ class InferenceOptions:
     seed: int = 0
 
 
-def held_out_inference(
-    rows: Rows,
-    Y: FloatArray,
-    predictions: Sequence[FloatArray],
-    run_labels: Sequence[str],
-    options: InferenceOptions,
-    *,
-    max_block_bytes: int,
-) -> HeldOut:
-    """Test the predictions of one model in all voxels at once; see :func:`part_inference`."""
-    return join_inference([part_inference(rows, Y, predictions, run_labels, options, max_block_bytes=max_block_bytes)])
-
-
 def join_inference(parts: "Sequence[PartInference]") -> HeldOut:
     """Put together the inference on parts of the voxels, in their order; family-wise p are over all of them."""
     first = parts[0].held_out

@@ -89,11 +89,15 @@ def viewing_groups(tested: IntArray, run_of_row: IntArray, moments: Moments, tol
     groups: list[list[IntArray]] = []
     for stim_file in dict.fromkeys(moments[row][0] for row in tested):
         own = sorted(int(row) for row in tested if moments[row][0] == stim_file)
-        groups += _grouped(_viewings(playbacks(own, run_of_row, moments), tolerance + ROUNDING), tolerance + ROUNDING)
+        groups += _grouped(
+            whole_viewings(playbacks(own, run_of_row, moments), tolerance + ROUNDING), tolerance + ROUNDING
+        )
     return groups
 
 
-def _viewings(played: Sequence[tuple[FloatArray, IntArray]], tolerance: float) -> list[tuple[FloatArray, IntArray]]:
+def whole_viewings(
+    played: Sequence[tuple[FloatArray, IntArray]], tolerance: float
+) -> list[tuple[FloatArray, IntArray]]:
     """Put playbacks of different parts of a film together into viewings; each in the order of the film."""
     viewings: list[tuple[FloatArray, IntArray]] = []
     for times, rows in played:

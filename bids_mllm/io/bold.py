@@ -79,32 +79,25 @@ def clean_run(
     repetition_time: float,
     high_pass: float,
     non_steady_state: int = 0,
-) -> FloatArray:
-    """Regress confounds and cosine drifts out of one run in one step.
+) -> None:
+    """Regress confounds and cosine drifts out of one run in one step, in place.
 
     The drifts are regressors like the others: with ``filter="cosine"`` nilearn leaves all of them out as soon as
     one confound, such as a slow movement, correlates above 0.9 with one of them.
 
     Parameters
     ----------
-    series : (n_volumes, n_voxels)
+    series : (n_volumes, n_voxels) float32
+        Changed in place.
     confounds : (n_volumes, n_confounds) or None
     high_pass
         Hz; 0 removes the mean only.
     non_steady_state
         First volumes that take no part in the regression; they come out as NaN.
     """
-    cleaned = np.array(series, dtype=np.float32)
-    regressors = _regressors(len(series), confounds, repetition_time=repetition_time, high_pass=high_pass)
-    clean_in_place(cleaned, regressors, non_steady_state=non_steady_state)
-    return cleaned
-
-
-def _regressors(
-    n_volumes: int, confounds: FloatArray | None, *, repetition_time: float, high_pass: float
-) -> FloatArray:
-    drifts = cosine_drifts(n_volumes, repetition_time=repetition_time, high_pass=high_pass)
-    return drifts if confounds is None else np.hstack([drifts, confounds])
+    drifts = cosine_drifts(len(series), repetition_time=repetition_time, high_pass=high_pass)
+    regressors = drifts if confounds is None else np.hstack([drifts, confounds])
+    clean_in_place(series, regressors, non_steady_state=non_steady_state)
 
 
 def prepare_runs(runs: Sequence[Run], out: Path, *, strategy: str, high_pass: float) -> Prepared:
@@ -158,8 +151,13 @@ def _prepare_run(
     unusable = unusable_voxels(series)
     series[:, unusable] = 0.0
     confounds, names = load_confounds(run, strategy)
-    regressors = _regressors(run.n_volumes, confounds, repetition_time=run.repetition_time, high_pass=high_pass)
-    clean_in_place(series, regressors, non_steady_state=run.non_steady_state)
+    clean_run(
+        series,
+        confounds,
+        repetition_time=run.repetition_time,
+        high_pass=high_pass,
+        non_steady_state=run.non_steady_state,
+    )
     return series, unusable, names
 
 

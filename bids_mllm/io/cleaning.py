@@ -53,15 +53,12 @@ def _basis(regressors: FloatArray) -> FloatArray:
 
 
 def cosine_drifts(n_volumes: int, *, repetition_time: float, high_pass: float) -> FloatArray:
-    """Discrete cosine drifts below `high_pass` (Hz) without the constant, shape (n_volumes, n_drifts).
+    """Nilearn's cosine drifts below `high_pass` (Hz) without the constant, (n_volumes, n_drifts); none at 0 Hz."""
+    from nilearn.glm.first_level import make_first_level_design_matrix
 
-    Those of nilearn's ``make_first_level_design_matrix``; none at 0 Hz.
-    """
-    if n_volumes < 2:
+    if high_pass == 0 or n_volumes < 2:
         return np.empty((n_volumes, 0))
-    # The spacing as nilearn finds it, so that both round alike where the number of drifts is nearly whole.
-    spacing = (n_volumes - 1) * repetition_time / (n_volumes - 1)
-    n_drifts = min(n_volumes - 1, int(np.floor(2 * n_volumes * high_pass * spacing)))
-    angles = np.outer((np.pi / n_volumes) * (np.arange(n_volumes) + 0.5), np.arange(1, n_drifts + 1))
-    drifts: FloatArray = np.sqrt(2.0 / n_volumes) * np.cos(angles)
+    frame_times = np.arange(n_volumes) * repetition_time
+    design = make_first_level_design_matrix(frame_times, drift_model="cosine", high_pass=high_pass)
+    drifts: FloatArray = design.drop(columns="constant").to_numpy(dtype=np.float64)
     return drifts

@@ -180,7 +180,7 @@ def _columns(xml: bytes) -> Any:
 
 def _parcel_names(run: Run) -> tuple[str, ...]:
     if _path(run).suffix == ".h5":
-        n_parcels = _hdf5(run).shape[1]
+        n_parcels = _hdf5_shape(run)[1]
         return tuple(f"parcel{number:0{len(str(n_parcels))}d}" for number in range(1, n_parcels + 1))
     with _readable(run.bold), _path(run).open(encoding="utf-8-sig") as stream:
         return tuple(stream.readline().rstrip("\r\n").split("\t"))
@@ -194,12 +194,20 @@ def _hdf5(run: Run) -> FloatArray:
     import h5py
 
     with _readable(run.bold), h5py.File(run.bold, "r") as content:
-        values = np.asarray(content[run.dataset], dtype=np.float32)
-    if values.ndim != 2:
+        return np.asarray(content[run.dataset], dtype=np.float32)
+
+
+def _hdf5_shape(run: Run) -> tuple[int, ...]:
+    """Shape (n_volumes, n_parcels) of a series in an HDF5 file, which is not read."""
+    import h5py
+
+    with _readable(run.bold), h5py.File(run.bold, "r") as content:
+        shape: tuple[int, ...] = content[run.dataset].shape
+    if len(shape) != 2:
         raise InputDataError(
-            f"{run.dataset} in {run.bold} has the shape {values.shape}; expected (volumes, parcels); write it again."
+            f"{run.dataset} in {run.bold} has the shape {shape}; expected (volumes, parcels); write it again."
         )
-    return values
+    return shape
 
 
 def _text(run: Run) -> Any:

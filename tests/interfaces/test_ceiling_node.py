@@ -216,6 +216,17 @@ def test_a_viewing_that_broke_off_takes_nothing_from_the_ceiling(tmp_path):
     assert set(viewer.rows.run_of_row[matched_repeats(viewer).ravel()]) == {0, 3}
 
 
+def test_a_film_seen_whole_is_paired_with_one_seen_in_two_runs(tmp_path):
+    """Either way round the moments of both parts are shared but for the first two of each run, which lack delays."""
+    whole = viewer_of(tmp_path, [("a", 0.0, 80), ("b", 0.0, 50)])
+    parts = viewer_of(tmp_path, [("a", 0.0, 40), ("a", -80.0, 40), ("b", 0.0, 50)], participant="02")
+    for target, other in ((whole, parts), (parts, whole)):
+        own, (matched,) = common_rows([target, other])
+        seen, theirs = target.moments(), other.moments()
+        assert [seen[row] for row in own] == [theirs[row] for row in matched]
+        assert sum(seen[row][0] == "a" for row in own) == 80 - 2 * 2
+
+
 def test_the_gram_of_voxels_is_made_tile_by_tile(tmp_path, monkeypatch):
     series = np.random.default_rng(4).normal(size=(110, 7))
     viewer = viewer_of(tmp_path, [("a", 0.0, 60), ("b", 0.0, 50)], series=series)

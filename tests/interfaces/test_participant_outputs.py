@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bids_mllm.interfaces.inference import InferenceOptions, held_out_inference
+from bids_mllm.interfaces.inference import InferenceOptions, part_inference
 from bids_mllm.interfaces.participant_maps import (
     ModelResults,
     bands_maps,
@@ -50,7 +50,7 @@ def rows_of(n_runs=3):
 def held_out_of(Y, predictions, *, n_permutations=199, **changes):
     options = InferenceOptions(n_permutations=n_permutations, **changes)
     labels = ["task-a", "task-b", "task-c"]
-    return held_out_inference(rows_of(), Y, [predictions], labels, options, max_block_bytes=2**26)
+    return part_inference(rows_of(), Y, [predictions], labels, options, max_block_bytes=2**26).held_out
 
 
 def scores_of(model, *, layers=(0, 1, 2), seed=0):
@@ -106,7 +106,7 @@ def test_inference_is_of_the_held_out_rows_in_their_order(study):
     ))  # fmt: skip
     options = InferenceOptions(n_permutations=199)
     parts = [predictions["alpha"][fold.test] for fold in turned.folds]
-    again = held_out_inference(turned, Y, parts, ["task-a", "task-b", "task-c"], options, max_block_bytes=2**26)
+    again = part_inference(turned, Y, parts, ["task-a", "task-b", "task-c"], options, max_block_bytes=2**26).held_out
     np.testing.assert_allclose(again.r_concatenated, whole.r_concatenated)
     np.testing.assert_array_equal(again.p, whole.p)
     assert whole.run_names == ("task-a", "task-b", "task-c")
@@ -123,7 +123,7 @@ def test_parts_of_one_run_are_named_apart(study):
     rows = rows_of()
     cut = Rows((1,), (), (), np.zeros(N_ROWS, dtype=int), rows.volume_of_row, rows.segment_of_row, rows.folds)
     options = InferenceOptions(n_permutations=99)
-    found = held_out_inference(cut, Y, [predictions["alpha"]], ["task-a"], options, max_block_bytes=2**26)
+    found = part_inference(cut, Y, [predictions["alpha"]], ["task-a"], options, max_block_bytes=2**26).held_out
     assert found.run_names == ("task-a, part 1", "task-a, part 2", "task-a, part 3")
 
 

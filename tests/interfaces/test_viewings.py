@@ -12,7 +12,7 @@ from bids_mllm.interfaces.bands import Band, _Joint
 from bids_mllm.interfaces.brain import Brain
 from bids_mllm.interfaces.ceiling import Viewer, ceiling_from_participants, ceiling_from_repeats, restricted
 from bids_mllm.interfaces.encoding import FitOptions, score_model
-from bids_mllm.interfaces.inference import InferenceOptions, held_out_inference
+from bids_mllm.interfaces.inference import InferenceOptions, part_inference
 from bids_mllm.interfaces.rows import CVOptions, make_rows, stack_targets
 from bids_mllm.interfaces.viewings import moments_of
 from bids_mllm.records import Condition, Fold, ParticipantDesign, Run, Showing
@@ -272,7 +272,7 @@ def test_a_model_is_scored_on_averages_from_the_fit_to_the_tests(fitted):
     assert (scores.best_r > single.best_r).all()
     labels = [run.label for run in design.runs]
     options = InferenceOptions(n_permutations=99, block_length=5)
-    held_out = held_out_inference(rows, brain.Y, [predictions], labels, options, max_block_bytes=2**26)
+    held_out = part_inference(rows, brain.Y, [predictions], labels, options, max_block_bytes=2**26).held_out
     assert held_out.run_names == ("task-life (mean of 2 viewings)",)
     np.testing.assert_allclose(held_out.r_by_run[0], r, atol=1e-5)
     np.testing.assert_allclose(held_out.block_products.sum(axis=0), r, atol=1e-4)
@@ -313,7 +313,7 @@ def test_runs_are_named_by_how_many_viewings_their_rows_are_the_mean_of(fitted):
     predictions = rng.normal(size=(fold.scored.shape[1], 2)).astype(np.float32)
     labels = [run.label for run in design.runs]
     options = InferenceOptions(n_permutations=99, block_length=3)
-    found = held_out_inference(rows, Y, [predictions], labels, options, max_block_bytes=2**26)
+    found = part_inference(rows, Y, [predictions], labels, options, max_block_bytes=2**26).held_out
     assert found.run_names == ("ses-001_task-mixed (mean of 1 to 2 viewings)", "ses-002_task-other")
 
 

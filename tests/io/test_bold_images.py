@@ -17,6 +17,13 @@ GRID = VolumeGrid(SHAPE, AFFINE)
 WHOLE = np.ones(SHAPE, dtype=bool)
 
 
+def cleaned_of(series, confounds, **options):
+    """A cleaned copy."""
+    cleaned = np.array(series, dtype=np.float32)
+    clean_run(cleaned, confounds, **options)
+    return cleaned
+
+
 def without(*voxels):
     mask = WHOLE.copy()
     for voxel in voxels:
@@ -84,7 +91,7 @@ def test_a_movement_that_looks_like_a_drift_does_not_switch_the_high_pass_off():
     rng = np.random.default_rng(0)
     motion = drifts[:, :1] + 0.05 * rng.standard_normal((n, 1))
     series = 100 * drifts[:, 4:5] + rng.standard_normal((n, 1))
-    cleaned = clean_run(series, motion, repetition_time=TR, high_pass=high_pass)
+    cleaned = cleaned_of(series, motion, repetition_time=TR, high_pass=high_pass)
     assert np.abs(drifts.T @ cleaned).max() < 1e-3
     assert cleaned.std() < 1.2
 
@@ -117,7 +124,7 @@ def test_cleaning_equals_least_squares(n_confounds, high_pass):
     parts += [confounds] if n_confounds else []
     design = np.hstack(parts)
     expected = series - design @ np.linalg.lstsq(design, series, rcond=None)[0]
-    cleaned = clean_run(series, confounds, repetition_time=TR, high_pass=high_pass)
+    cleaned = cleaned_of(series, confounds, repetition_time=TR, high_pass=high_pass)
     assert cleaned.dtype == np.float32
     np.testing.assert_allclose(cleaned, expected, atol=2e-4)
 
@@ -126,8 +133,8 @@ def test_a_large_mean_costs_no_precision():
     rng = np.random.default_rng(0)
     signal = rng.standard_normal((200, 3)).astype(np.float32)
     series = (signal * 8).round() / 8 + np.float32(10000)
-    plain = clean_run(series - np.float32(10000), None, repetition_time=TR, high_pass=0.01)
-    np.testing.assert_allclose(clean_run(series, None, repetition_time=TR, high_pass=0.01), plain, atol=1e-4)
+    plain = cleaned_of(series - np.float32(10000), None, repetition_time=TR, high_pass=0.01)
+    np.testing.assert_allclose(cleaned_of(series, None, repetition_time=TR, high_pass=0.01), plain, atol=1e-4)
 
 
 def test_bad_voxels_of_any_run_are_set_aside_in_all(tmp_path):
@@ -202,6 +209,6 @@ def test_volumes_before_the_steady_state_take_no_part():
     spiked = series.copy()
     spiked[:2] += 1000
     options = {"repetition_time": 2.0, "high_pass": 0.01, "non_steady_state": 2}
-    cleaned = clean_run(spiked, confounds, **options)
+    cleaned = cleaned_of(spiked, confounds, **options)
     assert np.isnan(cleaned[:2]).all()
-    np.testing.assert_allclose(cleaned[2:], clean_run(series, confounds, **options)[2:], atol=1e-3)
+    np.testing.assert_allclose(cleaned[2:], cleaned_of(series, confounds, **options)[2:], atol=1e-3)
