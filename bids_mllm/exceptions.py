@@ -41,3 +41,9 @@ class StoreError(BidsMllmError):
 
 class WorkerKilledError(BidsMllmError):
     """A worker process was ended by a signal, most often for want of memory."""
+
+
+class Terminated(BaseException):
+    """The process was asked to end by SIGTERM. No error: nothing that catches errors may keep it from ending."""
+
+    exit_status = 143

@@ -14,6 +14,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import UsageError, WorkerKilledError
+from bids_mllm.workflows.stopping import guard_worker
 
 PLUGINS = (
     "Linear", "MultiProc", "LegacyMultiProc", "SLURM", "SLURMGraph", "PBS", "PBSGraph", "SGE", "SGEGraph", "LSF",
@@ -46,6 +47,11 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
             mp_context=multiprocessing.get_context(self.plugin_args.get("mp_context")),
         )
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Numbers of the worker processes."""
+        return list(self.pool._processes or ())
+
     def _async_callback(self, args: Any) -> None:
         if args.exception() is None:
             super()._async_callback(args)
@@ -74,6 +80,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
 def _initialise_worker(cwd: str, verbose: int, monitor: bool) -> None:
     """Start a worker in the folder, at the log level and with the monitor of the main process."""
     process_initializer(cwd)
+    guard_worker()
     if monitor:
         nipype_config.enable_resource_monitor()
     set_nipype_level(verbose)

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nipype import config as nipype_config
 from nipype.pipeline.engine import Workflow
 
 from bids_mllm.config import Settings
-from bids_mllm.exceptions import BidsMllmError
+from bids_mllm.exceptions import BidsMllmError, Terminated
 from bids_mllm.io.files import write_text
 from bids_mllm.workflows.plugin import choose_plugin, set_nipype_level
+from bids_mllm.workflows.stopping import end_processes
 
 logger = logging.getLogger("bids_mllm")
 
@@ -52,12 +54,16 @@ def run_workflow(
     before = {path for folder in folders for path in folder.glob("crash-*")}
     stopped: Exception | None = None
     settings.work_dir.mkdir(parents=True, exist_ok=True)
+    plugin: Any = None
     try:
         # nipype's resource monitor leaves its files where a process was started.
         with chdir(settings.work_dir):
             plugin, arguments = choose_plugin(settings)
             workflow.run(plugin=plugin, plugin_args=arguments)
     except BidsMllmError:
+        raise
+    except Terminated:
+        end_processes(getattr(plugin, "worker_pids", ()))
         raise
     except Exception as error:  # noqa: BLE001  nipype raises what the node raised; the crash files tell which
         stopped = error
