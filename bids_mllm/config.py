@@ -55,6 +55,7 @@ class Settings:
     model_revision: str | None = None
     family: str | None = None
     trust_remote_code: bool = False
+    allow_download: bool = False
     instructions: tuple[str, ...] = ()
     instructions_file: Path | None = None
     null_instructions: tuple[str, ...] = ()
@@ -117,7 +118,7 @@ class Settings:
 
 
 #: Settings that say what to do in this call, not how; a settings file never brings them back.
-ONE_CALL = frozenset({"reports_only", "boilerplate_only", "dry_run", "verbose"})
+ONE_CALL = frozenset({"allow_download", "reports_only", "boilerplate_only", "dry_run", "verbose"})
 
 
 def settings_to_toml(settings: Settings) -> str:

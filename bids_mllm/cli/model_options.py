@@ -28,6 +28,14 @@ def add_features_options(parser: Parser) -> None:
         action="store_true",
         help="run the Python code that comes with a checkpoint (Kimi-Audio needs it)",
     )
+    add(
+        group,
+        "--allow-download",
+        action="store_true",
+        help="use the network before the start, and never after it: fetch hub checkpoints of --models that are missing "
+        "into the hub's cache (HF_HOME), and templates for figures and atlases that are missing into TEMPLATEFLOW_HOME "
+        "(default: the network is never used)",
+    )
     _add_instructions(parser, group)
     add(
         group,

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from bids_mllm.cli.environment import settle_home
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
 from bids_mllm.exceptions import BidsMllmError, InputDataError, UsageError
@@ -50,7 +51,8 @@ def _set_up_logging(verbose: int) -> None:
 
 
 def _set_up_environment(settings: Settings) -> None:
-    """Bound the threads of every worker and keep libraries off the network and the home folder."""
+    """Bound the threads of every worker and keep libraries off the network and homes that cannot be written."""
+    settle_home()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(settings.omp_nthreads)
     os.environ.setdefault("NO_ET", "1")

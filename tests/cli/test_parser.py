@@ -76,6 +76,7 @@ USES: dict[str, tuple[list[str], str, object]] = {
     "--model-revision": (["abc"], "model_revision", "abc"),
     "--family": (["qwen25vl"], "family", "qwen25vl"),
     "--trust-remote-code": ([], "trust_remote_code", True),
+    "--allow-download": ([], "allow_download", True),
     "--instructions": (["AR", "VQ"], "instructions", ("AR", "VQ")),
     "--instructions-file": (["own.toml"], "instructions_file", "{}/own.toml"),
     "--null-instructions": (["empty", "scrambled"], "null_instructions", ("empty", "scrambled")),
