@@ -18,6 +18,8 @@ GIB = 1024.0
 #: Stands for the label of a participant in the path of ``--cv-file``.
 PARTICIPANT = "{participant}"
 LEVELS = ("participant", "group")
+#: Parts of the participant level, in their order.
+STAGES = ("features", "fit")
 POOLINGS = ("generated", "last", "instruction", "media")
 NULL_INSTRUCTIONS = ("empty", "scrambled", "unrelated")
 CONFOUNDS = ("simple", "motion", "compcor", "none")
@@ -100,6 +102,7 @@ class Settings:
     stop_on_first_crash: bool = False
     clean_workdir: bool = False
     resource_monitor: bool = False
+    stages: tuple[str, ...] = STAGES
     reports_only: bool = False
     boilerplate_only: bool = False
     md_only_boilerplate: bool = False
@@ -330,12 +333,14 @@ def _value_faults(s: Settings) -> list[str]:
         or "bands" in s.feature_table
         or bool(set(s.feature_table) & {m.partition("=")[0].removesuffix("+random") for m in s.models}),
         "--space must name at least one space.": not s.space,
+        "--stages names no stage; give features, fit or both.": not s.stages,
         f"--layers are {s.layers}, but must be from 0 up (0 = embedding).": any(layer < 0 for layer in s.layers),
         f"--device is {s.device!r}, but must be auto, cpu, cuda or cuda:N.": not re.fullmatch(DEVICES, s.device),
         f"--mem is {s.mem_mb} MB, but must be above 0.": not 0 < s.mem_mb < math.inf,
     }
     choices = {
         "The analysis level": ((s.analysis_level,), LEVELS),
+        "--stages": (s.stages, STAGES),
         "--window-position": ((s.window_position,), POSITIONS),
         "--poolings": (s.poolings, POOLINGS),
         "--null-instructions": (s.null_instructions, NULL_INSTRUCTIONS),

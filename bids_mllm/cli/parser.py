@@ -23,6 +23,7 @@ from bids_mllm.config import (
     POSITIONS,
     REPEATS,
     SOLVERS,
+    STAGES,
     Settings,
     available_cpus,
     available_memory_mb,
@@ -352,6 +353,8 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
     for key, prefix in prefixes.items():
         if key in values:
             values[key] = tuple(label.removeprefix(prefix) for label in values[key])
+    if "stages" in values:
+        values["stages"] = _stages(values["stages"])
     if "layers" in values:
         values["layers"] = tuple(sorted(set(values["layers"])))
     if "run_id" in values:
@@ -368,6 +371,13 @@ def _converted(given: dict[str, Any]) -> dict[str, Any]:
     if "device" in values:
         values["device"] = _device(values["device"])
     return values
+
+
+def _stages(given: Sequence[str]) -> tuple[str, ...]:
+    """Return the stages, which may be given with commas, in their order, each once; unknown ones stay to be told."""
+    named = [name for text in given for name in text.split(",") if name]
+    unknown = [name for name in dict.fromkeys(named) if name not in STAGES]
+    return (*(stage for stage in STAGES if stage in named), *unknown)
 
 
 def _run_number(label: str) -> int:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 from bids_mllm.cli.environment import settle_home
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
-from bids_mllm.exceptions import BidsMllmError, InputDataError, UsageError
+from bids_mllm.exceptions import BidsMllmError, InputDataError, Terminated, UsageError
+from bids_mllm.workflows.stopping import terminated_by_sigterm
 
 if TYPE_CHECKING:
     from bids_mllm.workflows.plan import StudyPlan
@@ -28,12 +29,21 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the app; return its exit status (0 done, 1 crash, 2 usage, 70 data do not allow what was asked)."""
+    """Run the app; return its exit status.
+
+    0 done, 1 crash, 2 usage, 70 data do not allow what was asked, 143 ended by SIGTERM.
+    """
     try:
         settings = parse_settings(argv)
         _set_up_logging(settings.verbose)
         _set_up_environment(settings)
-        return _participant(settings) if settings.analysis_level == "participant" else _group(settings)
+        with terminated_by_sigterm():
+            return _participant(settings) if settings.analysis_level == "participant" else _group(settings)
+    except Terminated as ended:
+        sys.stderr.write(
+            "bids-mllm: Ended by SIGTERM; what was finished is kept, and the same command goes on from there.\n"
+        )
+        return ended.exit_status
     except BidsMllmError as error:
         sys.stderr.write(f"bids-mllm: {error}\n")
         return error.exit_status
@@ -138,6 +148,8 @@ def _run_participants(settings: Settings, plan: "StudyPlan") -> int:
     participants = tuple(dict.fromkeys(design.participant for design in plan.designs))
     if not settings.reports_only:
         failures = _run_graph(settings, plan, participants)
+    if "fit" not in settings.stages:
+        return _end_of_features(settings, failures)
     reported = _write_reports(plan, failures)
     for line in describe(failures):
         logger.error("%s", line)
@@ -148,6 +160,18 @@ def _run_participants(settings: Settings, plan: "StudyPlan") -> int:
     if settings.clean_workdir and status == OK:
         shutil.rmtree(settings.work_dir, ignore_errors=True)
     return status
+
+
+def _end_of_features(settings: Settings, failures: "tuple[Failure, ...]") -> int:
+    """Tell what became of the features, where nothing is to be fitted."""
+    from bids_mllm.workflows.run import describe
+
+    for line in describe(failures):
+        logger.error("%s", line)
+    if failures:
+        return CRASH
+    logger.info("All features are in %s; run the same command with --stages fit to go on.", settings.store_dir)
+    return OK
 
 
 def _write_reports(plan: "StudyPlan", failures: "tuple[Failure, ...]") -> bool:

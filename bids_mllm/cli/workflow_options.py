@@ -92,6 +92,14 @@ def add_output_options(parser: Parser) -> None:
     add = parser.add_option
     add(
         group,
+        "--stages",
+        nargs="+",
+        metavar="STAGE",
+        help="features: extract and check features, and stop; fit: take them from the store and run no model, which "
+        "ends with one sentence where the store lacks any (default: features fit)",
+    )
+    add(
+        group,
         "--dry-run",
         action="store_true",
         help="print the table of runs and the estimates; write nothing",

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
 
-from bids_mllm.exceptions import BidsMllmError
+from bids_mllm.exceptions import BidsMllmError, StoreError
 from bids_mllm.features.extractor import Demonstration, Family, ReadOut
 from bids_mllm.features.registry import load_family
 from bids_mllm.features.table import FeatureTable, check_table, table_windows
 from bids_mllm.interfaces.extraction import Machine, ModelTask, extract_film, make_task
+from bids_mllm.interfaces.grid_work import missing_windows
 from bids_mllm.interfaces.seeding import seed_everything
 from bids_mllm.io.clips import read_clips
 from bids_mllm.io.demonstrations import DemonstrationRow, read_demonstrations
@@ -35,6 +36,7 @@ class _ExtractInputSpec(BaseInterfaceInputSpec):
     device = traits.Str("cpu", usedefault=True, nohash=True, desc="cpu, cuda or cuda:N")
     use_gpu = traits.Bool(False, usedefault=True, nohash=True, desc="counts against n_gpu_procs")
     memory_bytes = traits.Float(0.0, usedefault=True, nohash=True, desc="of this process at most, 0 = no bound")
+    only_find = traits.Bool(False, usedefault=True, nohash=True, desc="fail where a clip is not there; run no model")
     app_version = traits.Str(mandatory=True, desc="so that a new version runs again")
 
 
@@ -52,7 +54,9 @@ class ExtractFeatures(SimpleInterface):
         stimulus = stimulus_from_json(self.inputs.stimulus)
         store = FeatureStore(Path(self.inputs.features_dir))
         tasks, failures = self._tasks(stimulus, store)
-        if tasks:
+        if self.inputs.only_find and (lacks := _lacks(stimulus, tasks)):
+            raise StoreError(lacking_sentence(lacks, store.folder))
+        if tasks and not self.inputs.only_find:
             seed_everything(tasks[0].readout.seed)
             extract_film(stimulus, tasks, store, self._machine(tasks))
         if failures:
@@ -65,6 +69,20 @@ class ExtractFeatures(SimpleInterface):
             manifests.append(str(path))
         self._results["manifests"] = manifests
         return runtime
+
+    def lacking(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Return how many windows the store lacks, of how many, by model and stimulus; those with all are left out.
+
+        Raises
+        ------
+        BidsMllmError
+            When a model cannot be planned.
+        """
+        stimulus = stimulus_from_json(self.inputs.stimulus)
+        tasks, failures = self._tasks(stimulus, FeatureStore(Path(self.inputs.features_dir)))
+        if failures:
+            raise failures[0]
+        return _lacks(stimulus, tasks)
 
     def _tasks(self, stimulus: Stimulus, store: FeatureStore) -> tuple[list[ModelTask], list[BidsMllmError]]:
         """Plan all models; one that cannot be planned does not keep the others from being extracted."""
@@ -93,6 +111,25 @@ class ExtractFeatures(SimpleInterface):
         from bids_mllm.features.models.memory import free_bytes
 
         return Machine(self.inputs.device, partial(free_bytes, self.inputs.device, self.inputs.memory_bytes or None))
+
+
+def _lacks(stimulus: Stimulus, tasks: Sequence[ModelTask]) -> dict[tuple[str, str], tuple[int, int]]:
+    lacks = {}
+    for task in tasks:
+        n_missing = sum(missing_windows(entries) for _, entries in task.grids)
+        if n_missing:
+            lacks[task.spec.key, stimulus.stim_file] = (n_missing, sum(grid.n_windows for grid, _ in task.grids))
+    return lacks
+
+
+def lacking_sentence(lacks: Mapping[tuple[str, str], tuple[int, int]], folder: Path) -> str:
+    """Say in one sentence which features are not in the store, and what brings them there."""
+    named = [f"{n_missing} of {n} clips of {model} from {film}" for (model, film), (n_missing, n) in lacks.items()]
+    more = f" and more of {len(named) - 3} others" if len(named) > 3 else ""
+    return (
+        f"The feature store {folder} lacks {', '.join(named[:3])}{more}; run the same command with --stages features "
+        "first, or give the --features-dir where they are."
+    )
 
 
 def readout_from_json(content: Mapping[str, Any]) -> ReadOut:

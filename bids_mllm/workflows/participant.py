@@ -12,18 +12,19 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_mllm import __version__
 from bids_mllm.align.windows import grid_for_duration
+from bids_mllm.exceptions import InputDataError
 from bids_mllm.features.controls import null_kind
 from bids_mllm.interfaces.bands import FitJointly
 from bids_mllm.interfaces.bold import PrepareBold
 from bids_mllm.interfaces.ceiling import EstimateCeiling
 from bids_mllm.interfaces.derivatives import WriteMaps
 from bids_mllm.interfaces.encoding import FitScores
-from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable
+from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable, lacking_sentence
 from bids_mllm.io.design import design_to_text
 from bids_mllm.io.files import read_json, still_written, write_text_if_changed
 from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import ModelSpec, ParticipantDesign, Run, WindowGrid
-from bids_mllm.workflows.checks import check_node
+from bids_mllm.workflows.checks import check_node, found_checks
 from bids_mllm.workflows.clock import connect_clock, fast_feature_nodes
 from bids_mllm.workflows.facts import map_facts
 from bids_mllm.workflows.plan import StudyPlan
@@ -32,20 +33,29 @@ from bids_mllm.workflows.statistics import ceiling_method, cv_options, joint_ban
 
 
 def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
-    """Build the graph of the participant level.
+    """Build the graph of the participant level, or the part of it that ``--stages`` asks for.
 
     Parameters
     ----------
     plan
     device
         cpu, cuda or cuda:N, where features are extracted and fits run.
+
+    Raises
+    ------
+    InputDataError
+        When only fits are asked for and the store lacks features; one sentence for all of them.
     """
     workflow = Workflow(name="bids_mllm_participant", base_dir=str(plan.settings.work_dir))
     features = _feature_nodes(plan, device)
     for node in (node for nodes in features.values() for node in nodes):
         workflow.add_nodes([node])
         node.overwrite = _must_extract_again(workflow, node) or None
+    if "features" not in plan.settings.stages:
+        _check_there(plan, [node for nodes in features.values() for node in nodes])
     _connect_checks(workflow, plan, [node for nodes in features.values() for node in nodes])
+    if "fit" not in plan.settings.stages:
+        return workflow
     for design in plan.designs:
         write_text_if_changed(_design_file(plan, design), design_to_text(design))
     fast = fast_feature_nodes(plan)
@@ -59,16 +69,33 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
 
 
 def _connect_checks(workflow: Workflow, plan: StudyPlan, sources: Sequence[Node]) -> None:
-    """Check the features of every model when those of all stimuli are there."""
-    if not plan.models:
+    """Check the features of every model when those of all stimuli are there.
+
+    Checks belong to the features; where only fits are asked for, those that are there stand.
+    """
+    models = plan.models
+    if "features" not in plan.settings.stages:
+        done = {checks.model for checks in found_checks(plan.settings.output_dir, [model.key for model in models])}
+        models = tuple(model for model in models if model.key not in done)
+    if not models:
         return
     merge = Node(Merge(len(sources)), name="manifests", run_without_submitting=True)
     for position, node in enumerate(sources, start=1):
         workflow.connect(node, "manifests", merge, f"in{position}")
-    for model in plan.models:
+    for model in models:
         checks = check_node(plan, model)
         checks.overwrite = _must_write_again(workflow, checks) or None
         workflow.connect(merge, "out", checks, "manifests")
+
+
+def _check_there(plan: StudyPlan, nodes: Sequence[Node]) -> None:
+    """Fail before anything runs where the store lacks features that are not to be extracted."""
+    lacks: dict[tuple[str, str], tuple[int, int]] = {}
+    for node in nodes:
+        if isinstance(node.interface, ExtractFeatures):
+            lacks |= node.interface.lacking()
+    if lacks:
+        raise InputDataError(lacking_sentence(lacks, plan.settings.store_dir))
 
 
 def _feature_nodes(plan: StudyPlan, device: str) -> dict[str, list[Node]]:
@@ -138,6 +165,7 @@ def _extract_node(
         device=device,
         use_gpu=on_gpu,
         memory_bytes=settings.mem_mb * 2**20 / settings.nprocs,
+        only_find="features" not in settings.stages,
         app_version=__version__,
     )
     n_procs = 1 if on_gpu else settings.omp_nthreads
