@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import uuid
 import warnings
@@ -12,10 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from bids_mllm.cli.devices import resolve_device
 from bids_mllm.cli.environment import settle_home
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
-from bids_mllm.exceptions import BidsMllmError, InputDataError, Terminated, UsageError
+from bids_mllm.exceptions import BidsMllmError, InputDataError, Terminated
 from bids_mllm.workflows.stopping import terminated_by_sigterm
 
 if TYPE_CHECKING:
@@ -73,28 +73,6 @@ def _set_up_environment(settings: Settings) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 
-def resolve_device(device: str) -> str:
-    """Return cpu or cuda: for auto by whether an NVIDIA driver shows a device; cuda:N becomes the only visible one."""
-    present = Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidiactl").exists()
-    if device == "auto":
-        return "cuda" if present and _torch_sees_gpu() else "cpu"
-    if device.startswith("cuda") and not present:
-        raise UsageError(f"--device is {device}, but no NVIDIA driver shows a GPU here; pass --device cpu.")
-    if device.startswith("cuda:"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
-        return "cuda"
-    return device
-
-
-def _torch_sees_gpu() -> bool:
-    """Ask PyTorch in a process of its own: once CUDA is set up here, forked workers cannot use it."""
-    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-    if not found:
-        logger.warning("An NVIDIA driver is present, but this PyTorch finds no CUDA device; the CPU is used.")
-    return found
-
-
 def _participant(settings: Settings) -> int:
     from bids_mllm.workflows.plan import plan_study
 
@@ -106,9 +84,10 @@ def _participant(settings: Settings) -> int:
         sys.stdout.write(run_table(plan) + "\n")
         sys.stderr.write(estimates(plan) + "\n")
         return OK
+    device = resolve_device(settings.device)
     logger.info(
         "%d processes of %d threads, %.1f GB of memory, device %s",
-        settings.nprocs, settings.omp_nthreads, settings.mem_mb / 1024, resolve_device(settings.device),
+        settings.nprocs, settings.omp_nthreads, settings.mem_mb / 1024, device,
     )  # fmt: skip
     plan = _built(partial(plan_study, settings))
     _tell_dropped(plan)
@@ -120,7 +99,7 @@ def _participant(settings: Settings) -> int:
     write_citations(plan)
     if settings.boilerplate_only:
         return OK
-    return _run_participants(settings, plan)
+    return _run_participants(settings, plan, device)
 
 
 def _tell_dropped(plan: "StudyPlan") -> None:
@@ -141,13 +120,13 @@ def _built(make: Callable[[], T]) -> T:
         ) from error
 
 
-def _run_participants(settings: Settings, plan: "StudyPlan") -> int:
+def _run_participants(settings: Settings, plan: "StudyPlan", device: str) -> int:
     from bids_mllm.workflows.run import Failure, describe
 
     failures: tuple[Failure, ...] = ()
     participants = tuple(dict.fromkeys(design.participant for design in plan.designs))
     if not settings.reports_only:
-        failures = _run_graph(settings, plan, participants)
+        failures = _run_graph(settings, plan, participants, device)
     if "fit" not in settings.stages:
         return _end_of_features(settings, failures)
     reported = _write_reports(plan, failures)
@@ -203,7 +182,9 @@ def _or_none(make: Callable[[], T]) -> T | None:
     return None
 
 
-def _run_graph(settings: Settings, plan: "StudyPlan", participants: Sequence[str]) -> "tuple[Failure, ...]":
+def _run_graph(
+    settings: Settings, plan: "StudyPlan", participants: Sequence[str], device: str
+) -> "tuple[Failure, ...]":
     from bids_mllm.workflows.participant import init_participant_wf
     from bids_mllm.workflows.run import run_workflow
 
@@ -212,7 +193,7 @@ def _run_graph(settings: Settings, plan: "StudyPlan", participants: Sequence[str
     shared = settings.output_dir / "logs" / run_id
     for folder in (shared, *crash_dirs.values()):
         _record_settings(settings, folder)
-    workflow = _built(partial(init_participant_wf, plan, device=resolve_device(settings.device)))
+    workflow = _built(partial(init_participant_wf, plan, device=device))
     return run_workflow(workflow, settings, crash_dirs=crash_dirs, default_crash_dir=shared)
 
 

@@ -2,37 +2,7 @@
 
 import os
 
-import pytest
-
 from bids_mllm.cli import run
-from bids_mllm.exceptions import UsageError
-
-
-def pretend_driver(monkeypatch, present):
-    monkeypatch.setattr(run.Path, "is_dir", lambda path: present)
-    monkeypatch.setattr(run.Path, "exists", lambda path: present)
-
-
-@pytest.mark.parametrize(
-    ("present", "seen", "device"), [(True, True, "cuda"), (True, False, "cpu"), (False, True, "cpu")]
-)
-def test_auto_needs_a_driver_and_a_torch_that_sees_it(monkeypatch, present, seen, device):
-    pretend_driver(monkeypatch, present)
-    monkeypatch.setattr(run, "_torch_sees_gpu", lambda: seen)
-    assert run.resolve_device("auto") == device
-
-
-def test_one_gpu_of_several(monkeypatch):
-    pretend_driver(monkeypatch, True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
-    assert run.resolve_device("cuda:2") == "cuda"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
-
-
-def test_cuda_without_a_driver(monkeypatch):
-    pretend_driver(monkeypatch, False)
-    with pytest.raises(UsageError, match=r"--device is cuda.*--device cpu"):
-        run.resolve_device("cuda")
 
 
 def test_group_without_results(call, tmp_path):
@@ -70,12 +40,6 @@ def test_the_hub_is_never_asked(monkeypatch, study, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     run._set_up_environment(parse_settings([str(study), str(tmp_path), "participant"]))
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-
-
-def test_torch_of_this_machine_is_asked():
-    import torch
-
-    assert run._torch_sees_gpu() == torch.cuda.is_available()
 
 
 def test_group_refuses_what_it_would_ignore(call, tmp_path):
