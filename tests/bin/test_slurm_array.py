@@ -1,0 +1,682 @@
+"""bin/slurm-array with a stand-in of Slurm on PATH: scripts, dependencies, labels, reasons, and what is resumed."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+
+import pytest
+
+from bids_mllm.cli import parser as app_parser
+from tests.conftest import REPOSITORY
+
+SCRIPT = REPOSITORY / "bin" / "slurm-array"
+SBATCH = """#!/bin/bash
+[ -n "${FAKE_SBATCH_ERROR:-}" ] && case "$*" in *$FAKE_REFUSES*) echo "$FAKE_SBATCH_ERROR" >&2; exit 1;; esac
+count=$(($(cat "$FAKE/count" 2>/dev/null || echo 100) + 1))
+echo "$count" >"$FAKE/count"
+printf '%s\\0' "$@" >"$FAKE/call-$count"
+env >"$FAKE/env-$count"
+echo "$count;cluster"
+"""
+
+
+def load():
+    loader = SourceFileLoader("slurm_array", str(SCRIPT))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("slurm_array", loader))
+    loader.exec_module(module)
+    return module
+
+
+slurm_array = load()
+
+
+class Cluster:
+    """Calls of slurm-array, what they submitted, and what the stand-in of Slurm is to answer."""
+
+    def __init__(self, folder, capsys):
+        self.folder = folder
+        self.bids = folder / "bids data"
+        self.out = folder / "out put"
+        self._capsys = capsys
+
+    def call(self, *words):
+        self._capsys.readouterr()
+        try:
+            status = slurm_array.main([str(self.bids), str(self.out), *map(str, words)])
+        except SystemExit as error:
+            status = error.code
+        captured = self._capsys.readouterr()
+        return status, captured.out, captured.err
+
+    def calls(self):
+        return [path.read_text().split("\0")[:-1] for path in sorted((self.folder / "fake").glob("call-*"))]
+
+    def show(self, job, *lines):
+        (self.folder / "fake" / f"job-{job}").write_text("".join(f"{line}\n" for line in lines))
+
+    def state(self):
+        return max((self.out / "logs" / "slurm").iterdir())
+
+    def record(self, job, index, label, status, *, stage="participant", restart=0, stopped="", attempt=1):
+        end = None if status is None else "2026-01-01T00:01:00Z"
+        content = {
+            "stage": stage, "label": label, "job": job, "index": index, "slurm_job_id": job, "node": "n1",
+            "attempt": attempt, "restart": restart, "start": "2026-01-01T00:00:00Z", "end": end,
+            "exit_status": status, "stopped_by": stopped,
+        }  # fmt: skip
+        path = self.state() / "tasks" / f"{stage}-{label}_{job}_{index}_{restart}.json"
+        path.write_text(json.dumps(content))
+
+    def log(self, job, index, text, stage="participant"):
+        (self.state() / "log" / f"{stage}_{job}_{index}.log").write_text(text)
+
+    def script(self, stage="participant", number=1):
+        return self.state() / f"{stage}.{number}.sh"
+
+
+def executable(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch, capsys):
+    fake, programs = tmp_path / "fake", tmp_path / "programs"
+    fake.mkdir()
+    programs.mkdir()
+    executable(programs / "sbatch", SBATCH)
+    executable(programs / "scontrol", '#!/bin/bash\ncat "$FAKE/job-${@: -1}" 2>/dev/null\n')
+    executable(programs / "sacct", '#!/bin/bash\necho "accounting is disabled" >&2\nexit 1\n')
+    executable(programs / "scancel", '#!/bin/bash\necho "$@" >>"$FAKE/cancelled"\n')
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE", str(fake))
+    monkeypatch.chdir(tmp_path)
+    made = Cluster(tmp_path, capsys)
+    for label in ("01", "02", "x3"):
+        (made.bids / f"sub-{label}").mkdir(parents=True)
+    return made
+
+
+def command_of(script):
+    """Return the words that a job script runs, as a shell splits them."""
+    lines = re.sub(r"\\\n", " ", script.read_text()).splitlines()
+    return shlex.split(next(line for line in lines if line.startswith("set -- ") and '"$work"' in line))[2:]
+
+
+def check_syntax(text):
+    for shell in ("bash", "sh"):
+        found = subprocess.run([shell, "-n"], input=text, capture_output=True, text=True)
+        assert (found.returncode, found.stderr) == (0, "")
+
+
+# ---- what is submitted
+
+
+def test_array_and_group_job(cluster):
+    status, out, err = cluster.call(
+        "--partition", "cpu", "--account", "lab", "--qos", "high", "--time", "08:00:00", "--mem", "32G",
+        "--cpus-per-task", 8, "--max-running", 2, "--gres", "gpu:1", "--requeue", "--sbatch-option=--constraint=avx512",
+        "--job-name", "films", "--work-dir", "the work", "--", "--models", "motionenergy", "--test-task", "life*",
+        "--mem", "20G",
+    )  # fmt: skip
+    assert (status, err) == (0, "")
+    assert "participant: job 101, 3 tasks\ngroup: job 102, 1 task\n" in out
+    array, group = cluster.calls()
+    log = f"{cluster.state()}/log"
+    assert array[:-1] == ["--parsable", f"--output={log}/participant_%A_%a.log", "--array=1-3%2"]
+    assert group[:-1] == [
+        "--parsable", f"--output={log}/group_%j_0.log", "--dependency=afterok:101", "--kill-on-invalid-dep=yes"
+    ]  # fmt: skip
+    lines = [line for line in cluster.script().read_text().splitlines() if line.startswith("#SBATCH")]
+    assert lines == [
+        "#SBATCH --job-name=films-participant", "#SBATCH --open-mode=append", "#SBATCH --partition=cpu",
+        "#SBATCH --account=lab", "#SBATCH --qos=high", "#SBATCH --gres=gpu:1", "#SBATCH --time=08:00:00",
+        "#SBATCH --mem=32G", "#SBATCH --cpus-per-task=8", "#SBATCH --requeue", "#SBATCH --constraint=avx512",
+    ]  # fmt: skip
+    assert "gpu" not in cluster.script("group").read_text()
+    assert command_of(cluster.script()) == [
+        "bids-mllm", str(cluster.bids), str(cluster.out), "participant", "--models", "motionenergy", "--test-task",
+        "life*", "--mem", "20G", "--participant-label", "$label", "--work-dir", "$work",
+    ]  # fmt: skip
+    assert command_of(cluster.script("group")) == [
+        "bids-mllm", str(cluster.bids), str(cluster.out), "group", "--mem", "20G", "--work-dir", "$work",
+    ]  # fmt: skip
+    assert (cluster.state() / "labels.txt").read_text() == "01\n02\nx3\n"
+
+
+def test_nothing_is_set_that_was_not_asked_for(cluster):
+    assert cluster.call()[0] == 0
+    lines = [line for line in cluster.script().read_text().splitlines() if line.startswith("#SBATCH")]
+    assert lines == ["#SBATCH --job-name=bids-mllm-participant", "#SBATCH --open-mode=append"]
+
+
+def test_group_after_any_and_no_group(cluster):
+    cluster.call("--group-after", "any", "--participant-label", "01")
+    assert "--dependency=afterany:101" in cluster.calls()[1]
+    assert not any("kill-on-invalid-dep" in word for word in cluster.calls()[1])
+    assert "--participant-label" not in command_of(cluster.script("group"))
+    cluster.call("--no-group", "--participant-label", "02")
+    assert len(cluster.calls()) == 3
+
+
+def test_group_job_is_of_the_participants_that_were_asked_for(cluster):
+    cluster.call("--participant-label", "sub-x3", "01")
+    assert command_of(cluster.script("group"))[4:7] == ["--participant-label", "x3", "01"]
+
+
+def test_features_in_a_job_of_their_own(cluster):
+    status, _, _ = cluster.call(
+        "--partition", "cpu", "--mem", "8G", "--features-partition", "gpu", "--features-gres", "gpu:1",
+        "--features-time", "01:00:00", "--features-cpus", 4, "--features-tasks", 2, "--features-dir", "store",
+    )  # fmt: skip
+    assert status == 0
+    features, array, group = cluster.calls()
+    assert "--array=1-2" in features
+    assert array[3:5] == ["--dependency=afterok:101", "--kill-on-invalid-dep=yes"]
+    assert "--dependency=afterok:102" in group
+    text = cluster.script("features").read_text()
+    for line in ("partition=gpu", "gres=gpu:1", "time=01:00:00", "cpus-per-task=4", "mem=8G"):
+        assert f"#SBATCH --{line}\n" in text
+    assert "#SBATCH --partition=cpu\n" in cluster.script().read_text()
+    assert "gres" not in cluster.script().read_text()
+    store = str(cluster.folder / "store")
+    assert command_of(cluster.script("features"))[4:] == [
+        "--features-dir", store, "--stages", "features", "--participant-label", "01", "02", "x3", "--work-dir", "$work"
+    ]  # fmt: skip
+    assert command_of(cluster.script())[4:8] == ["--features-dir", store, "--stages", "fit"]
+    assert store not in command_of(cluster.script("group"))
+
+
+def test_a_feature_store_alone_makes_no_features_job(cluster):
+    cluster.call("--features-dir", "store")
+    assert len(cluster.calls()) == 2
+    assert "--stages" not in command_of(cluster.script())
+
+
+def test_variables_of_a_surrounding_job_are_not_inherited(cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    cluster.call()
+    seen = (cluster.folder / "fake" / "env-101").read_text()
+    assert "SLURM_CONF=/etc/slurm.conf\n" in seen
+    assert "SLURM_CPUS_PER_TASK" not in seen
+    assert "SLURM_MEM_PER_NODE" not in seen
+
+
+def test_percent_signs_of_folders_are_no_fields_of_slurm(cluster):
+    cluster.out = cluster.folder / "50%j"
+    cluster.call()
+    assert cluster.calls()[0][1].startswith(f"--output={cluster.folder}/50%%j/logs/slurm/")
+
+
+def test_dry_run_prints_scripts_and_submits_nothing(cluster):
+    status, out, _ = cluster.call("--dry-run", "--features-partition", "gpu", "--", "--models", "motionenergy")
+    assert status == 0
+    assert out.count("#!/bin/sh\n") == 3
+    assert "# participant: sbatch --parsable" in out
+    assert "--dependency=afterok:ID-OF-FEATURES" in out
+    check_syntax(out)
+    assert not cluster.out.exists()
+    assert not cluster.calls()
+
+
+@pytest.mark.parametrize("words", [(), ("--image", "image.sif", "--nv"), ("--features-tasks", 2)])
+def test_scripts_are_plain_shell(cluster, words):
+    (cluster.folder / "image.sif").touch()
+    cluster.call(*words, "--env", "A=b c", "--", "--models", "it's=a b", "$(touch x)", "`id`")
+    for script in cluster.state().glob("*.sh"):
+        check_syntax(script.read_text())
+
+
+def test_group_options_are_those_of_the_app():
+    spelled = {name: action.dest for action in app_parser.build_parser()._actions for name in action.option_strings}
+    given = {"participant_label", "work_dir", "dry_run"}
+    allowed = app_parser.GROUP_OPTIONS - given
+    kept = {name for name, dest in spelled.items() if dest in allowed and "_" not in name}
+    assert slurm_array.GROUP_OPTIONS - {"-vv"} == kept
+
+
+# ---- participants
+
+
+def test_labels_from_participants_tsv(cluster):
+    table = "\ufeffparticipant_id\tage\nsub-02\t3\nsub-x3\t4\nsub-09\t4\n"
+    (cluster.bids / "participants.tsv").write_text(table, encoding="utf-8")
+    _, _, err = cluster.call()
+    assert (cluster.state() / "labels.txt").read_text() == "02\nx3\n"
+    assert err == "slurm-array: sub-09 is in participants.tsv but has no folder; it is left out.\n"
+
+
+def test_unknown_label(cluster):
+    status, _, err = cluster.call("--participant-label", "01", "sub-07", "08")
+    assert status == 2
+    assert err == f"slurm-array: {cluster.bids} has no participant 07, 08; there are 01, 02, x3.\n"
+    assert not cluster.calls()
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--", "--work-dir", "w"), "--work-dir stands behind --, but slurm-array gives it itself; give it before --."),
+        (("--", "--participant_label", "01"), "--participant_label stands behind --"),
+        (("--", "--stages", "fit"), "--stages stands behind --.*ask for --features-partition"),
+        (("--", "participant"), "'participant' stands behind --, where only options are expected"),
+        (("--partition", "a b"), "--partition is 'a b', but one word without quotes was expected."),
+        (("--sbatch-option=--x\nrm",), "--sbatch-option is .* but one line that begins with - was expected."),
+        (("--image", "none.sif"), "The image .*none.sif does not exist; build it or give another --image."),
+        (("--env", "A"), "--env is 'A', but NAME=VALUE was expected."),
+        (("--app", "'x"), "--app is .*, which is no command"),
+        (("--status",), "has no record of a submission by slurm-array; submit one first."),
+        (("--resume",), "has no record of a submission by slurm-array; submit one first."),
+        (("--max-running", "0"), "'0' is not a positive whole number"),
+    ],
+)
+def test_bad_input_is_one_sentence(cluster, words, sentence):
+    status, _, err = cluster.call(*words)
+    assert status == 2
+    assert re.search(sentence, err)
+    assert len(err.splitlines()) == 1 or err.startswith("usage:")
+    assert not cluster.calls()
+
+
+def test_bids_folder_must_be_there(cluster):
+    cluster.bids = cluster.folder / "none"
+    assert cluster.call()[2].startswith(f"slurm-array: The BIDS folder {cluster.bids} does not exist;")
+    cluster.bids.mkdir()
+    assert "has neither a participants.tsv nor a folder sub-*" in cluster.call()[2]
+
+
+def test_refusal_of_sbatch_is_one_sentence_and_leaves_nothing(cluster, monkeypatch):
+    error = "sbatch: error: invalid partition specified: x\nsbatch: error: Batch job submission failed: Invalid name"
+    monkeypatch.setenv("FAKE_SBATCH_ERROR", error)
+    monkeypatch.setenv("FAKE_REFUSES", "group")
+    status, _, err = cluster.call()
+    assert status == 1
+    assert err == (
+        "slurm-array: sbatch refused group.1.sh (invalid partition specified: x; Batch job submission failed: Invalid "
+        "name); nothing stays submitted.\n"
+    )
+    assert (cluster.folder / "fake" / "cancelled").read_text() == "101\n"
+    assert cluster.call("--status")[0] == 2
+
+
+def test_sbatch_is_missing(cluster, monkeypatch):
+    monkeypatch.setenv("PATH", str(cluster.folder))
+    status, _, err = cluster.call()
+    assert status == 1
+    assert err == "slurm-array: sbatch was not found; run slurm-array on a login node of the cluster.\n"
+
+
+def test_participants_that_are_queued_are_not_submitted_twice(cluster):
+    cluster.call("--participant-label", "01", "02")
+    cluster.show(101, "JobId=101 ArrayJobId=101 ArrayTaskId=1-2%3 JobState=PENDING Reason=Priority")
+    status, _, err = cluster.call("--participant-label", "02", "x3")
+    assert status == 2
+    assert err.startswith("slurm-array: 02 of the submission before (job 101) are still queued or running;")
+    assert cluster.call("--participant-label", "x3")[0] == 0
+
+
+# ---- images
+
+
+def image_command(cluster, *words):
+    (cluster.folder / "image.sif").touch()
+    status, _, err = cluster.call("--image", "image.sif", "--work-dir", "work", *words)
+    assert (status, err) == (0, "")
+    text = re.sub(r"\\\n", " ", cluster.script().read_text())
+    return shlex.split(next(line for line in text.splitlines() if line.startswith('set -- "$runner"')))[3:]
+
+
+def bound(words):
+    return [words[place + 1] for place, word in enumerate(words) if word == "-B"]
+
+
+def test_image_sees_the_folders_of_the_options_read_only(cluster):
+    fmriprep, models = cluster.folder / "fmriprep", cluster.folder / "models" / "qwen"
+    stimuli, store = cluster.folder / "stimuli", cluster.folder / "store"
+    for folder in (fmriprep, models, stimuli):
+        folder.mkdir(parents=True)
+    split = cluster.folder / "splits" / "sub-{participant}_split.json"
+    split.parent.mkdir()
+    words = image_command(
+        cluster, "--features-dir", "store", "--bind", "/opt/licence:/licence:ro", "--", "-d", f"fmriprep={fmriprep}",
+        "--models", "motionenergy", f"qwen={models}", f"--stimuli-dir={stimuli}", "--cv-file", split,
+        "--bids-database-dir", cluster.folder / "index", "--feature-table", f"words={cluster.bids}/words",
+    )  # fmt: skip
+    root = cluster.folder
+    assert bound(words) == [
+        *(f"{path}:{path}:{mode}" for path, mode in [
+            (root, "rw"), (cluster.bids, "ro"), (fmriprep, "ro"), (models, "ro"), (split.parent, "ro"), (stimuli, "ro"),
+        ]),
+        "/opt/licence:/licence:ro",
+    ]  # fmt: skip
+    assert words[:4] == ["run", "--cleanenv", "--containall", "--no-home"]
+    assert store.is_dir()
+
+
+def test_output_inside_the_data_set_is_bound_after_it(cluster):
+    cluster.out = cluster.bids / "derivatives" / "out"
+    places = bound(image_command(cluster))
+    assert places == [
+        f"{cluster.bids}:{cluster.bids}:ro", f"{cluster.out}:{cluster.out}:rw",
+        f"{cluster.folder}/work:{cluster.folder}/work:rw",
+    ]  # fmt: skip
+
+
+def test_targets_of_links_are_bound(cluster):
+    blobs, films = cluster.folder / "hub" / "blobs", cluster.folder / "films"
+    snapshot = cluster.folder / "hub" / "snapshots" / "rev"
+    for folder in (blobs, films, snapshot):
+        folder.mkdir(parents=True)
+    (blobs / "1").touch()
+    (snapshot / "model.safetensors").symlink_to("../../blobs/1")
+    (cluster.bids / "stimuli").symlink_to(films)
+    places = bound(image_command(cluster, "--", "--models", f"qwen={snapshot}"))
+    for folder in (blobs, films, snapshot):
+        assert f"{folder}:{folder}:ro" in places
+
+
+def test_gpus_are_given_to_the_image_where_a_gres_names_one(cluster):
+    assert "--nv" in image_command(cluster, "--gres", "gpu:a100:1", "--participant-label", "01")
+    assert "--nv" not in image_command(cluster, "--gres", "tmpdisk:10", "--participant-label", "02")
+    assert "--nv" in image_command(cluster, "--nv", "--participant-label", "x3")
+
+
+def test_gpus_of_the_features_alone(cluster):
+    assert "--nv" not in image_command(cluster, "--features-gres", "gpu:1")
+    assert "--nv" in cluster.script("features").read_text()
+
+
+def test_paths_that_apptainer_cannot_bind(cluster):
+    (cluster.folder / "image.sif").touch()
+    cluster.out = cluster.folder / "a,b"
+    status, _, err = cluster.call("--image", "image.sif")
+    assert status == 2
+    assert err.endswith("cannot be bound into an image, because it has a colon or a comma; rename it.\n")
+
+
+def test_relative_paths_become_absolute_but_words_do_not(cluster):
+    for name in ("models/qwen", "motionenergy", "films", "fmriprep"):
+        (cluster.folder / name).mkdir(parents=True)
+    words = ["--models", "motionenergy", "q=models/qwen", "--stimuli-dir", "films", "-d", "fmriprep=fmriprep"]
+    cluster.call("--", *words, "--test-task", "none/here")
+    here = str(cluster.folder)
+    assert command_of(cluster.script())[4:13] == [
+        "--models", "motionenergy", f"q={here}/models/qwen", "--stimuli-dir", f"{here}/films", "-d",
+        f"fmriprep={here}/fmriprep", "--test-task", "none/here",
+    ]  # fmt: skip
+
+
+# ---- the job script
+
+
+def run_task(cluster, index, *, shell="bash", **variables):
+    environment = {**os.environ, "SLURM_ARRAY_JOB_ID": "101", "SLURM_ARRAY_TASK_ID": str(index), "SLURM_JOB_ID": "107"}
+    environment |= {"SLURMD_NODENAME": "n7", **variables}
+    return subprocess.Popen(
+        [shell, cluster.script()], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def own_record(cluster, name):
+    return json.loads((cluster.state() / "tasks" / name).read_text())
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_job_script_runs_the_app_and_records_it(cluster, shell):
+    program = 'printf "%s|" "$@" >"$FAKE/app"; echo "cpus $SLURM_CPUS_PER_TASK mem $SLURM_MEM_PER_NODE" >"$FAKE/seen"'
+    app = executable(cluster.folder / "my app", f"#!/bin/bash\n{program}; exit 70\n")
+    cluster.call("--app", shlex.quote(str(app)), "--env", "SECRET=a b", "--", "--test-task", "$HOME `x` 'y'")
+    first = run_task(cluster, 2, shell=shell, SLURM_CPUS_ON_NODE="4", SLURM_MEM_PER_CPU="500")
+    out, _ = first.communicate()
+    assert first.returncode == 70
+    assert "slurm-array: participant 02, task 101_2, attempt 1, on n7" in out
+    assert (cluster.folder / "fake" / "seen").read_text() == "cpus 4 mem 2000\n"
+    words = (cluster.folder / "fake" / "app").read_text().split("|")[:-1]
+    assert words[3:] == [
+        "--test-task", "$HOME `x` 'y'", "--participant-label", "02", "--work-dir", f"{cluster.folder}/work/sub-02"
+    ]  # fmt: skip
+    record = own_record(cluster, "participant-02_101_2_0.json")
+    assert {name: record[name] for name in ("label", "job", "index", "node", "attempt", "exit_status")} == {
+        "label": "02", "job": 101, "index": 2, "node": "n7", "attempt": 1, "exit_status": 70
+    }  # fmt: skip
+    assert record["start"] <= record["end"]
+    run_task(cluster, 2, shell=shell, SLURM_RESTART_COUNT="1").communicate()
+    assert own_record(cluster, "participant-02_101_2_1.json")["attempt"] == 2
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh"])
+def test_job_script_hands_sigterm_on_and_waits(cluster, shell):
+    program = 'trap \'sleep 1; echo cleaned >"$FAKE/cleaned"; exit 143\' TERM; touch "$FAKE/up"; sleep 3 & wait; wait'
+    app = executable(cluster.folder / "app", f"#!/bin/bash\n{program}\n")
+    cluster.call("--app", app)
+    task = run_task(cluster, 1, shell=shell)
+    while not (cluster.folder / "fake" / "up").exists():
+        time.sleep(0.05)
+    assert own_record(cluster, "participant-01_101_1_0.json")["end"] is None
+    task.send_signal(signal.SIGTERM)
+    assert task.wait() == 143
+    task.stdout.close()
+    assert (cluster.folder / "fake" / "cleaned").read_text() == "cleaned\n"
+    record = own_record(cluster, "participant-01_101_1_0.json")
+    assert (record["exit_status"], record["stopped_by"]) == (143, "TERM")
+
+
+def test_image_is_told_what_the_job_may_use(cluster, monkeypatch):
+    text = '#!/bin/bash\nprintf "%s\\n" "$@" >"$FAKE/apptainer"\n'
+    executable(cluster.folder / "programs" / "apptainer", text)
+    image_command(cluster, "--env", "HF_HOME=/a b")
+    task = run_task(cluster, 3, SLURM_CPUS_PER_TASK="4", SLURM_MEM_PER_NODE="8000", CUDA_VISIBLE_DEVICES="0,1")
+    assert (task.communicate()[0].count("slurm-array:"), task.returncode) == (1, 0)
+    words = (cluster.folder / "fake" / "apptainer").read_text().splitlines()
+    given = {words[place + 1] for place, word in enumerate(words) if word == "--env"}
+    assert given == {
+        "HF_HOME=/a b", "SLURM_CPUS_PER_TASK=4", "SLURM_MEM_PER_NODE=8000", "CUDA_VISIBLE_DEVICES=0,1"
+    }  # fmt: skip
+    image = words.index(str(cluster.folder / "image.sif"))
+    assert words[image + 1 : image + 4] == [str(cluster.bids), str(cluster.out), "participant"]
+    assert words[-1] == f"{cluster.folder}/work/sub-x3"
+    assert (Path(words[words.index("--workdir") + 1])).is_dir()
+
+
+# ---- what became of the tasks
+
+
+def reasons(cluster):
+    status, out, _ = cluster.call("--status")
+    table = [line.split("\t") for line in (cluster.state() / "failed.tsv").read_text().splitlines()]
+    rows = [dict(zip(table[0], line, strict=True)) for line in table[1:]]
+    return status, out, {row["task"]: row["reason"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("status", "log", "line", "reason"),
+    [
+        (None, "slurmstepd-n1: error: Exceeded job memory limit\n", "", "out of memory"),
+        (137, "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=1.batch\n", "", "out of memory"),
+        (1, "", "JobState=OUT_OF_MEMORY", "out of memory"),
+        (143, "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***\n", "", "cancelled"),
+        (143, "", "JobState=CANCELLED", "cancelled"),
+        (None, "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\n", "", "time limit"),
+        (None, "", "JobState=TIMEOUT", "time limit"),
+        (None, "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026 DUE TO PREEMPTION ***\n", "", "preempted"),
+        (None, "", "JobState=NODE_FAIL", "node failed"),
+        (137, "Killed\n", "JobState=FAILED", "killed by signal 9 (SIGKILL)"),
+        (70, "bids-mllm: No film.\nx\n", "", "exit status 70: bids-mllm: No film."),
+        (127, "app: not found\n", "", "exit status 127: app: not found"),
+        (1, "a film about an oom-kill event\n", "", "exit status 1 (a crash; see LOG)"),
+    ],
+)
+def test_reasons(cluster, status, log, line, reason):
+    cluster.call("--participant-label", "01", "--no-group")
+    cluster.record(101, 1, "01", status)
+    cluster.log(101, 1, f"slurm-array: participant 01, task 101_1, attempt 1, on n1, T\n{log}")
+    if line:
+        cluster.show(101, f"JobId=101 ArrayJobId=101 ArrayTaskId=1 {line} Reason=None")
+    found, out, table = reasons(cluster)
+    path = cluster.state() / "log" / "participant_101_1.log"
+    assert table == {"101_1": reason.replace("LOG", str(path))}
+    assert found == 1
+    assert f"0 done, 0 running, 0 pending, 1 failed. Records and logs: {cluster.state()}" in out
+
+
+def test_a_task_without_an_end_was_killed_with_its_script(cluster):
+    cluster.call("--participant-label", "01", "--no-group")
+    cluster.record(101, 1, "01", None)
+    assert reasons(cluster)[2]["101_1"].startswith("killed with its job script, which wrote no end; see ")
+
+
+def test_tasks_that_never_started(cluster):
+    cluster.call("--features-tasks", 1)
+    cluster.record(101, 1, "all1", 1, stage="features")
+    cluster.show(102, "JobId=102 ArrayJobId=102 ArrayTaskId=1-3%2 JobState=PENDING Reason=DependencyNeverSatisfied")
+    cluster.show(103, "JobId=103 JobState=CANCELLED Reason=DependencyNeverSatisfied")
+    _, _, table = reasons(cluster)
+    assert table["102_3"] == "never started, because 101_1 failed"
+    assert table["103"].startswith("never started, because 101_1, 102_1")
+
+
+def test_never_started_and_cancelled_in_the_queue(cluster):
+    cluster.call("--no-group")
+    cluster.show(101, "JobId=101 ArrayJobId=101 ArrayTaskId=2 JobState=CANCELLED Reason=None")
+    _, _, table = reasons(cluster)
+    assert table["101_1"] == "never started"
+    assert table["101_2"] == "cancelled before it started"
+
+
+def test_states_of_accounting_serve_where_the_controller_has_forgotten(cluster):
+    cluster.call("--no-group")
+    text = '#!/bin/bash\nprintf "%s\\n" "101_1|OUT_OF_MEMORY" "101_[2-3]|PENDING"\n'
+    executable(cluster.folder / "programs" / "sacct", text)
+    cluster.record(101, 1, "01", 1)
+    found, out, table = reasons(cluster)
+    assert (found, table) == (1, {"101_1": "out of memory"})
+    assert "0 done, 0 running, 2 pending, 1 failed." in out
+
+
+def test_only_the_last_attempt_of_a_log_counts(cluster):
+    cluster.call("--participant-label", "01", "--no-group", "--requeue")
+    cluster.record(101, 1, "01", None)
+    cluster.record(101, 1, "01", 1, restart=1, attempt=2)
+    start = "slurm-array: participant 01, task 101_1, attempt {}, on n1, T\n"
+    cut = "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026 DUE TO PREEMPTION ***\n"
+    cluster.log(101, 1, start.format(1) + cut + start.format(2) + "broken\n")
+    assert reasons(cluster)[2]["101_1"].startswith("exit status 1 (a crash; see ")
+
+
+def test_status_of_running_and_done_tasks(cluster):
+    cluster.call()
+    cluster.record(101, 1, "01", 0)
+    cluster.record(101, 2, "02", None)
+    cluster.show(
+        101, "JobId=101 ArrayJobId=101 ArrayTaskId=2 JobState=RUNNING Reason=None",
+        "JobId=104 ArrayJobId=101 ArrayTaskId=3 JobState=PENDING Reason=Resources",
+    )  # fmt: skip
+    cluster.show(102, "JobId=102 JobState=PENDING Reason=Dependency")
+    status, out, _ = cluster.call("--status")
+    assert status == 0
+    assert "1 done, 1 running, 2 pending, 0 failed." in out
+    assert re.search(r"participant +x3 +101_3 +pending +Resources", out)
+
+
+# ---- resuming
+
+
+def test_resume_submits_what_failed_with_the_same_settings(cluster):
+    cluster.call("--mem", "1G", "--time", "5", "--max-running", 2, "--", "--models", "motionenergy")
+    cluster.record(101, 1, "01", None)
+    cluster.record(101, 2, "02", 0)
+    status, out, _ = cluster.call("--resume", "--mem", "2G")
+    assert status == 0
+    array, group = cluster.calls()[2:]
+    assert "--array=1,3%2" in array
+    assert array[-1] == str(cluster.script(number=2))
+    assert "--dependency=afterok:103" in group
+    text = cluster.script(number=2).read_text()
+    assert "#SBATCH --mem=2G\n" in text
+    assert "#SBATCH --time=5\n" in text
+    assert "--models motionenergy" in text
+    assert "participant: job 103, 2 tasks" in out
+    cluster.record(103, 1, "01", 0, attempt=2)
+    cluster.record(103, 3, "x3", 1)
+    assert set(reasons(cluster)[2]) == {"103_3", "104"}
+    cluster.call("--resume")
+    assert "--array=3%2" in cluster.calls()[4]
+    assert "#SBATCH --mem=2G\n" in cluster.script(number=3).read_text()
+
+
+def test_resume_of_the_group_alone_and_of_nothing(cluster):
+    cluster.call("--participant-label", "01")
+    cluster.record(101, 1, "01", 0)
+    cluster.record(102, 0, "group", 1, stage="group")
+    cluster.call("--resume")
+    (group,) = cluster.calls()[2:]
+    assert not any(word.startswith("--dependency") for word in group)
+    cluster.record(103, 0, "group", 0, stage="group")
+    status, out, _ = cluster.call("--resume")
+    assert (status, out) == (0, "No task failed (0 are queued or running); nothing is submitted.\n")
+    assert len(cluster.calls()) == 3
+
+
+def test_resumed_group_waits_for_what_still_runs(cluster):
+    cluster.call("--group-after", "any")
+    cluster.record(101, 1, "01", 1)
+    cluster.record(101, 2, "02", None)
+    cluster.show(
+        101, "JobId=101 ArrayJobId=101 ArrayTaskId=2 JobState=RUNNING Reason=None",
+        "JobId=104 ArrayJobId=101 ArrayTaskId=3 JobState=PENDING Reason=Resources",
+    )  # fmt: skip
+    cluster.show(102, "JobId=102 JobState=PENDING Reason=Dependency")
+    assert cluster.call("--resume")[0] == 0
+    array, group = cluster.calls()[2:]
+    assert "--array=1" in array
+    assert "--dependency=afterany:103:101_2:101_3" in group
+    assert (cluster.folder / "fake" / "cancelled").read_text() == "102\n"
+
+
+def test_resume_after_failed_features(cluster):
+    cluster.call("--features-tasks", 2)
+    cluster.record(101, 1, "all1", 0, stage="features")
+    cluster.record(101, 2, "all2", 1, stage="features")
+    cluster.call("--resume")
+    features, array, group = cluster.calls()[3:]
+    assert "--array=2" in features
+    assert "--array=1-3" in array
+    assert "--dependency=afterok:104" in array
+    assert "--dependency=afterok:105" in group
+
+
+def test_resume_refuses_other_participants_and_data(cluster):
+    cluster.call("--participant-label", "01")
+    assert (
+        "--participant-label cannot be changed by --resume" in cluster.call("--resume", "--participant-label", "02")[2]
+    )
+    assert "has no job for the features" in cluster.call("--resume", "--features-mem", "2G")[2]
+    cluster.bids = cluster.folder
+    assert "The submission to resume was of" in cluster.call("--resume")[2]
+
+
+def test_help_has_two_examples(capsys):
+    with pytest.raises(SystemExit) as end:
+        slurm_array.main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert out.count("    slurm-array /data/movies /data/out --") == 4
+    assert "Exit status: 0 done; 1 " in out
+
+
+def test_script_runs_by_itself():
+    found = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True)
+    assert found.returncode == 0
