@@ -95,7 +95,7 @@ class Settings:
     omp_nthreads: int = 1
     mem_mb: float = 4 * GIB
     device: str = "auto"
-    n_gpu_procs: int = 1
+    n_gpu_procs: int | None = None
     use_plugin: Path | None = None
     random_seed: int = 0
     sloppy: bool = False
@@ -121,7 +121,7 @@ class Settings:
 
 
 #: Settings that say what to do in this call, not how; a settings file never brings them back.
-ONE_CALL = frozenset({"allow_download", "reports_only", "boilerplate_only", "dry_run", "verbose"})
+ONE_CALL = frozenset({"stages", "allow_download", "reports_only", "boilerplate_only", "dry_run", "verbose"})
 
 
 def settings_to_toml(settings: Settings) -> str:
@@ -326,7 +326,7 @@ def _value_faults(s: Settings) -> list[str]:
         f"--max-new-tokens is {s.max_new_tokens}, but must be 1 or more.": s.max_new_tokens < 1,
         f"--nprocs is {s.nprocs}, but must be 1 or more.": s.nprocs < 1,
         f"--omp-nthreads is {s.omp_nthreads}, but must be 1 or more.": s.omp_nthreads < 1,
-        f"--n-gpu-procs is {s.n_gpu_procs}, but must be 1 or more.": s.n_gpu_procs < 1,
+        f"--n-gpu-procs is {s.n_gpu_procs}, but must be 1 or more.": s.n_gpu_procs is not None and s.n_gpu_procs < 1,
         "--models and --feature-table are both empty; ask for at least one.": not s.models and not s.feature_table,
         f"--feature-table names must be letters and digits, not bands, and differ from --models; got "
         f"{', '.join(s.feature_table)}.": any(not re.fullmatch("[0-9a-zA-Z]+", name) for name in s.feature_table)

@@ -43,7 +43,10 @@ class WorkerKilledError(BidsMllmError):
     """A worker process was ended by a signal, most often for want of memory."""
 
 
-class Terminated(BaseException):
+class Terminated(SystemExit):
     """The process was asked to end by SIGTERM. No error: nothing that catches errors may keep it from ending."""
 
     exit_status = 143
+
+    def __init__(self) -> None:
+        super().__init__(self.exit_status)

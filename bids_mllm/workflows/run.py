@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,7 @@ def run_workflow(
         raise
     except Terminated:
         end_processes(getattr(plugin, "worker_pids", ()))
+        _remove_crashes({path for folder in folders for path in folder.glob("crash-*")} - before)
         raise
     except Exception as error:  # noqa: BLE001  nipype raises what the node raised; the crash files tell which
         stopped = error
@@ -76,6 +77,13 @@ def run_workflow(
             f"The workflow stopped ({type(stopped).__name__}: {stopped}); run again with -vv for the traceback."
         ) from stopped
     return failures
+
+
+def _remove_crashes(paths: Iterable[Path]) -> None:
+    """Remove crash files of nodes that did not fail but were ended."""
+    for path in paths:
+        if Terminated.__name__ in path.read_text(encoding="utf-8", errors="replace"):
+            path.unlink()
 
 
 def _concerns(node: str, part: str) -> bool:

@@ -23,9 +23,22 @@ MAIN_SECONDS = 20.0
 CHILDREN_SECONDS = WORKER_SECONDS + 2.0
 
 
+_asked = threading.Event()
+
+
 def _raise_terminated(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the unwinding
+    _asked.set()
     raise Terminated
+
+
+def raise_if_terminated(*_: Any) -> None:
+    """Raise `Terminated` again where it was swallowed: nipype makes a failed node of whatever ends an interface.
+
+    Takes what nipype tells a ``status_callback``.
+    """
+    if _asked.is_set():
+        raise Terminated
 
 
 class _Guard:
@@ -33,6 +46,7 @@ class _Guard:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
+        _asked.clear()
         self._over = threading.Event()
         self._read, self._write = os.pipe()
         # The C handler writes here at once, even while the main thread is in a call that does not return.
