@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 
+from bids_mllm.config import Settings
 from bids_mllm.exceptions import UsageError
 from bids_mllm.workflows.gpus import VISIBLE, VisibleDevices, answer_of, visible_devices
 
@@ -11,6 +12,16 @@ logger = logging.getLogger("bids_mllm")
 
 #: Seconds that PyTorch has to look for devices: with a driver that hangs it never ends.
 TORCH_SECONDS = 300.0
+
+
+def device_of_run(settings: Settings) -> str:
+    """Return the device of the graph's nodes: cpu, cuda, or, where jobs on other machines run them, what was given."""
+    if settings.use_plugin is not None and settings.device.startswith("cuda"):
+        from bids_mllm.workflows.plugin import LOCAL_PLUGINS, read_plugin_file
+
+        if read_plugin_file(settings.use_plugin)[0] not in LOCAL_PLUGINS:
+            return settings.device
+    return resolve_device(settings.device)
 
 
 def resolve_device(device: str) -> str:
@@ -42,6 +53,7 @@ def resolve_device(device: str) -> str:
         return "cuda"
     if device == "auto":
         logger.warning("There are GPUs (%s), but this PyTorch finds no CUDA device; the CPU is used.", devices.source)
+        os.environ[VISIBLE] = ""
         return "cpu"
     raise UsageError(
         f"--device is {device}, but this PyTorch finds no CUDA device, though {devices.source} tells of GPUs; install "

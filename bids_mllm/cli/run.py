@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from bids_mllm.cli.devices import resolve_device
+from bids_mllm.cli.devices import device_of_run
 from bids_mllm.cli.environment import settle_home
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
@@ -84,7 +84,7 @@ def _participant(settings: Settings) -> int:
         sys.stdout.write(run_table(plan) + "\n")
         sys.stderr.write(estimates(plan) + "\n")
         return OK
-    device = resolve_device(settings.device)
+    device = device_of_run(settings)
     logger.info(
         "%d processes of %d threads, %.1f GB of memory, device %s",
         settings.nprocs, settings.omp_nthreads, settings.mem_mb / 1024, device,

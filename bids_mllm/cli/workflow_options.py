@@ -30,8 +30,21 @@ def add_workflow_options(parser: Parser) -> None:
     )
     add(group, "--omp-nthreads", type=int, metavar="N", help="threads of one process at most")
     add(group, "--mem", metavar="SIZE", help="memory at most, with suffix K, M, G or T (MB without)")
-    add(group, "--device", metavar="{auto,cpu,cuda,cuda:N}", help="where models and fits run (default auto)")
-    add(group, "--n-gpu-procs", type=int, metavar="N", help="processes on GPUs at once (default 1)")
+    add(
+        group,
+        "--device",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        help="where models and fits run: auto takes the visible GPUs where PyTorch can use them, else the CPU; cuda:N "
+        "is the N-th of the visible ones, from 0 (default auto)",
+    )
+    add(
+        group,
+        "--n-gpu-procs",
+        type=int,
+        metavar="N",
+        help="processes on GPUs at once (default one for each); more than there are GPUs share them, and the least "
+        "loaded comes first",
+    )
     add(
         group,
         "--use-plugin",

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from bids_mllm.cli import devices
+from bids_mllm.config import Settings
 from bids_mllm.exceptions import UsageError
 from bids_mllm.workflows import gpus
 from bids_mllm.workflows.gpus import visible_devices
@@ -157,6 +158,7 @@ def test_auto_needs_a_device_and_a_torch_that_sees_it(machine, monkeypatch, n_gp
     install_smi(machine, gpu_lines(n_gpus))
     monkeypatch.setattr(devices, "_torch_sees_gpu", lambda: seen)
     assert devices.resolve_device("auto") == device
+    assert len(visible_devices()) == (0 if device == "cpu" else n_gpus)
 
 
 def test_torch_is_not_asked_in_vain(monkeypatch):
@@ -208,6 +210,33 @@ def test_cuda_with_a_torch_for_the_cpu_alone(machine, monkeypatch):
     monkeypatch.setattr(devices, "_torch_sees_gpu", lambda: False)
     with pytest.raises(UsageError, match=r"--device is cuda, but this PyTorch finds no CUDA device.*--device cpu"):
         devices.resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "device", "expected"),
+    [("SLURM", "cuda", "cuda"), ("PBS", "cuda:1", "cuda:1"), ("SGE", "auto", "cpu"), ("SLURM", "cpu", "cpu")],
+)
+def test_jobs_on_other_machines_have_their_own_devices(tmp_path, plugin, device, expected):
+    file = tmp_path / "plugin.yml"
+    file.write_text(f"plugin: {plugin}\n")
+    settings = Settings(
+        bids_dir=tmp_path, output_dir=tmp_path, analysis_level="participant", device=device, use_plugin=file
+    )
+    assert devices.device_of_run(settings) == expected
+
+
+@pytest.mark.parametrize("plugin", ["Linear", "MultiProc", None])
+def test_nodes_on_this_machine_need_a_device_here(machine, tmp_path, plugin):
+    file = tmp_path / "plugin.yml"
+    file.write_text(f"plugin: {plugin}\n")
+    settings = Settings(
+        bids_dir=tmp_path, output_dir=tmp_path, analysis_level="participant", device="cuda:0",
+        use_plugin=file if plugin else None,
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"--device is cuda:0, but no NVIDIA driver"):
+        devices.device_of_run(settings)
+    install_smi(machine, gpu_lines(2))
+    assert devices.device_of_run(settings) == "cuda"
 
 
 def test_torch_of_this_machine_is_asked(monkeypatch):
