@@ -1,7 +1,6 @@
 """Settings of one call: a frozen value, made from TOML and the command line, handed down to whoever needs it."""
 
 import math
-import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -215,37 +214,6 @@ def _typed(name: str, value: Any) -> Any:
     if name in ("derivatives", "feature_table"):
         return {key: Path(item) for key, item in value.items()}
     return tuple(value) if isinstance(value, list) else value
-
-
-def available_cpus() -> int:
-    """Processors that this process may use: by Slurm, else by CPU affinity and control group."""
-    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    n_cpus = int(slurm) if slurm.isdigit() else len(os.sched_getaffinity(0))
-    quota = _read_words("/sys/fs/cgroup/cpu.max")
-    if len(quota) == 2 and quota[0].isdigit():
-        n_cpus = min(n_cpus, max(1, int(quota[0]) // int(quota[1])))
-    return max(1, n_cpus)
-
-
-def available_memory_mb() -> float:
-    """Memory that this process may use in MiB: by Slurm, else the control group's or the machine's, less a tenth."""
-    slurm = os.environ.get("SLURM_MEM_PER_NODE", "")
-    if slurm.isdigit() and int(slurm) > 0:  # 0 is Slurm's word for the whole node
-        return float(slurm)
-    import psutil
-
-    total = float(psutil.virtual_memory().total)
-    limit = _read_words("/sys/fs/cgroup/memory.max")
-    if limit and limit[0].isdigit():
-        total = min(total, float(limit[0]))
-    return 0.9 * total / GIB**2
-
-
-def _read_words(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="ascii").split()
-    except OSError:
-        return []
 
 
 def parse_memory(text: str) -> float:

@@ -5,12 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bids_mllm import config
 from bids_mllm.config import (
     ONE_CALL,
     Settings,
-    available_cpus,
-    available_memory_mb,
     check_settings,
     parse_memory,
     read_settings_file,
@@ -178,29 +175,6 @@ def test_memory(text, mib):
 def test_memory_that_cannot_be_used(text):
     with pytest.raises(UsageError, match=r"--mem is"):
         parse_memory(text)
-
-
-def test_processors_and_memory_of_a_slurm_job(monkeypatch):
-    monkeypatch.setattr(config, "_read_words", lambda path: [])
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "3")
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "5000")
-    assert available_cpus() == 3
-    assert available_memory_mb() == 5000
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")
-    assert available_memory_mb() > 0
-
-
-def test_processors_and_memory_of_a_control_group(monkeypatch):
-    words = {"/sys/fs/cgroup/cpu.max": ["200000", "100000"], "/sys/fs/cgroup/memory.max": [str(2**28)]}
-    monkeypatch.setattr(config, "_read_words", lambda path: words[path])
-    monkeypatch.setattr(config.os, "sched_getaffinity", lambda pid: set(range(64)))
-    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
-    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
-    assert available_cpus() == 2
-    assert available_memory_mb() == pytest.approx(0.9 * 256)
-    words |= {"/sys/fs/cgroup/cpu.max": ["max", "100000"], "/sys/fs/cgroup/memory.max": ["max"]}
-    assert available_cpus() == 64
-    assert available_memory_mb() > 256
 
 
 @pytest.fixture

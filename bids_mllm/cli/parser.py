@@ -25,13 +25,12 @@ from bids_mllm.config import (
     SOLVERS,
     STAGES,
     Settings,
-    available_cpus,
-    available_memory_mb,
     check_settings,
     parse_memory,
     read_settings_file,
 )
 from bids_mllm.exceptions import UsageError
+from bids_mllm.io.allocation import available_cpus, available_memory_mb
 from bids_mllm.io.atlas_find import is_atlas_name
 
 
