@@ -22,10 +22,9 @@ logger = logging.getLogger("bids_mllm")
 
 #: Those that run nodes on this machine; all others send them to a scheduler as jobs.
 LOCAL_PLUGINS = ("Linear", "MultiProc", "LegacyMultiProc")
-PLUGINS = (
-    *LOCAL_PLUGINS, "SLURM", "SLURMGraph", "PBS", "PBSGraph", "SGE", "SGEGraph", "LSF",
-    "OAR", "Condor", "DAGMan",
-)  # fmt: skip
+PLUGINS = (*LOCAL_PLUGINS, "SLURM", "PBS", "SGE", "LSF", "OAR", "Condor")
+#: Those that return when all nodes are submitted; what became of them is never told.
+UNTOLD_PLUGINS = ("SLURMGraph", "PBSGraph", "SGEGraph", "DAGMan")
 #: A fork of a process that has used CUDA cannot use it.
 START_METHOD = "forkserver"
 
@@ -202,6 +201,11 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
         raise UsageError(
             f"The plugin file {path} must be YAML with plugin and plugin_args, such as 'plugin: Linear' ({error})."
         ) from error
+    if name in UNTOLD_PLUGINS:
+        raise UsageError(
+            f"The plugin file {path} names {name}, which returns before its nodes have run, so that failures would go "
+            "untold and reports be written of nothing; take SLURM, PBS or SGE."
+        )
     if name not in PLUGINS:
         raise UsageError(f"The plugin file {path} names {name!r}; known plugins are {', '.join(PLUGINS)}.")
     return name, arguments

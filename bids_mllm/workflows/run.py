@@ -14,8 +14,9 @@ from nipype.pipeline.engine import Workflow
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import BidsMllmError, Terminated
 from bids_mllm.io.files import write_text
-from bids_mllm.workflows.plugin import choose_plugin, set_nipype_level
-from bids_mllm.workflows.stopping import end_processes
+from bids_mllm.workflows.cluster import EXECUTION, ResilientSlurmPlugin, slurm_plugin, tell_nodes
+from bids_mllm.workflows.plugin import LOCAL_PLUGINS, choose_plugin, read_plugin_file, set_nipype_level
+from bids_mllm.workflows.stopping import end_processes, raise_if_terminated
 
 logger = logging.getLogger("bids_mllm")
 
@@ -59,11 +60,16 @@ def run_workflow(
         # nipype's resource monitor leaves its files where a process was started.
         with chdir(settings.work_dir):
             plugin, arguments = choose_plugin(settings)
-            workflow.run(plugin=plugin, plugin_args=arguments)
+            if plugin == "SLURM":
+                tell_nodes(workflow, arguments)
+                plugin = slurm_plugin(arguments)
+            workflow.run(plugin=plugin, plugin_args=arguments | {"status_callback": raise_if_terminated})
     except BidsMllmError:
         raise
     except Terminated:
         end_processes(getattr(plugin, "worker_pids", ()))
+        if isinstance(plugin, ResilientSlurmPlugin):
+            plugin.cancel()
         _remove_crashes({path for folder in folders for path in folder.glob("crash-*")} - before)
         raise
     except Exception as error:  # noqa: BLE001  nipype raises what the node raised; the crash files tell which
@@ -92,6 +98,7 @@ def _concerns(node: str, part: str) -> bool:
 
 def _execution(settings: Settings, crash_dir: Path) -> dict[str, str]:
     """Settings of nipype's execution."""
+    on_cluster = settings.use_plugin is not None and read_plugin_file(settings.use_plugin)[0] not in LOCAL_PLUGINS
     return {
         "crashdump_dir": str(crash_dir),
         "crashfile_format": "txt",
@@ -102,7 +109,7 @@ def _execution(settings: Settings, crash_dir: Path) -> dict[str, str]:
         "remove_unnecessary_outputs": "false",
         "keep_inputs": "true",
         "parameterize_dirs": "false",
-    }
+    } | (EXECUTION if on_cluster else {})
 
 
 def _configure(workflow: Workflow, settings: Settings, default_crash_dir: Path) -> None:
