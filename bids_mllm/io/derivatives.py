@@ -157,11 +157,14 @@ def write_dataset_files(
     sources: Sequence[Mapping[str, str]],
     licence: str | None,
     descriptions: Mapping[str, str],
+    container: Mapping[str, str] | None = None,
 ) -> None:
     """Write dataset_description.json, .bidsignore and descriptions.tsv.
 
     Parallel jobs write these at once, so a lock is held; a description that an older version wrote is noticed.
+    `container` is BIDS's Container of what ran: Type, Tag.
     """
+    generator = {"Name": "bids-mllm", "Version": version, "CodeURL": CODE_URL}
     with _locked(output_dir):
         path = output_dir / "dataset_description.json"
         _warn_of_other_version(path, version)
@@ -169,7 +172,7 @@ def write_dataset_files(
             "Name": "bids-mllm: encoding models of films from multimodal language models",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "bids-mllm", "Version": version, "CodeURL": CODE_URL}],
+            "GeneratedBy": [generator | ({"Container": dict(container)} if container else {})],
             "SourceDatasets": [dict(source) for source in sources],
             "DatasetLinks": dict(links),
         }

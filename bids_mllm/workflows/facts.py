@@ -1,5 +1,6 @@
 """What the sidecars and the methods text say about how results were made."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -205,12 +206,23 @@ def dataset_facts(plan: StudyPlan) -> dict[str, Any]:
         ],
         "licence": read_json(settings.bids_dir / "dataset_description.json").get("License"),
         "descriptions": described,
+        "container": container_facts(),
     }
 
 
-def _link(output_dir: Path, target: Path) -> str:
-    import os
+def container_facts() -> dict[str, str] | None:
+    """Return kind and tag of the container that this process runs in, as its image tells; None outside of one.
 
+    An image that was made for Docker says so also where Apptainer runs it; Apptainer tells itself.
+    """
+    kind, tag = os.environ.get("BIDS_MLLM_CONTAINER"), os.environ.get("BIDS_MLLM_IMAGE")
+    if not kind or not tag:
+        return None
+    by_apptainer = any(name in os.environ for name in ("APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"))
+    return {"Type": "apptainer" if by_apptainer else kind, "Tag": tag}
+
+
+def _link(output_dir: Path, target: Path) -> str:
     return Path(os.path.relpath(target, output_dir)).as_posix()
 
 

@@ -110,7 +110,7 @@ def test_the_declared_outputs_are_described():
     assert all(re.fullmatch("[0-9a-zA-Z+]+", name) for part in declared.values() for name in part)
 
 
-def describe(folder, version="1.0", descriptions=None, licence="CC0-1.0"):
+def describe(folder, version="1.0", descriptions=None, licence="CC0-1.0", container=None):
     write_dataset_files(
         folder,
         version=version,
@@ -118,6 +118,7 @@ def describe(folder, version="1.0", descriptions=None, licence="CC0-1.0"):
         sources=[{"URL": "bids:raw:"}],
         licence=licence,
         descriptions=descriptions or {"best": "Chosen"},
+        container=container,
     )
     return json.loads((folder / "dataset_description.json").read_text())
 
@@ -132,6 +133,9 @@ def test_the_description_of_the_data_set(tmp_path):
     assert content["SourceDatasets"] == [{"URL": "bids:raw:"}]
     assert content["License"] == "CC0-1.0"
     assert "License" not in describe(tmp_path / "other", licence=None)
+    assert "Container" not in content["GeneratedBy"][0]
+    container = {"Type": "docker", "Tag": "bids-mllm:1.0-cpu"}
+    assert describe(tmp_path / "image", container=container)["GeneratedBy"][0]["Container"] == container
     lines = (tmp_path / "new" / "out" / ".bidsignore").read_text().split("\n")
     assert {"*.html", "**/figures", "**/log", "*_statmap.*", "*_features.*", "group"} <= set(lines)
 

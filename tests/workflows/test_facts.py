@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bids_mllm.cli.parser import parse_settings
-from bids_mllm.workflows.facts import dataset_facts, map_facts, sources
+from bids_mllm.workflows.facts import container_facts, dataset_facts, map_facts, sources
 from bids_mllm.workflows.plan import plan_study
 from bids_mllm.workflows.reports import participant_warnings
 
@@ -54,3 +54,14 @@ def test_an_atlas_that_serves_only_another_space_is_a_warning_on_the_page(own_st
     unserved = replace(plan, atlases={("01", design.place): ()})
     (told,) = (one for one in participant_warnings(unserved, design, (), failed=False) if "planted" in one)
     assert design.place in told
+
+
+def test_the_container_that_ran_is_told(monkeypatch):
+    for name in ("BIDS_MLLM_CONTAINER", "BIDS_MLLM_IMAGE", "APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"):
+        monkeypatch.delenv(name, raising=False)
+    assert container_facts() is None
+    monkeypatch.setenv("BIDS_MLLM_CONTAINER", "docker")
+    monkeypatch.setenv("BIDS_MLLM_IMAGE", "bids-mllm:1.2.3-cpu")
+    assert container_facts() == {"Type": "docker", "Tag": "bids-mllm:1.2.3-cpu"}
+    monkeypatch.setenv("APPTAINER_CONTAINER", "/images/bids-mllm.sif")  # an image made for Docker
+    assert container_facts() == {"Type": "apptainer", "Tag": "bids-mllm:1.2.3-cpu"}
