@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,6 @@ import pytest
 import yaml
 
 from bids_mllm import __version__
-from bids_mllm.cli import features, models, parser, simulate
 from bids_mllm.features.extraction import extract_clips
 from bids_mllm.features.extractor import ReadOut
 from bids_mllm.features.instructions import load_instructions
@@ -31,12 +31,6 @@ from bids_mllm.records import Clip, ClipMedia, Condition, ModelSpec
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
-PARSERS = {
-    "bids-mllm": parser.build_parser,
-    "bids-mllm-models": models.build_parser,
-    "bids-mllm-features": features.build_parser,
-    "bids-mllm-simulate": simulate.build_parser,
-}
 
 
 def reference(name: str) -> str:
@@ -77,13 +71,41 @@ def generator(name: str = "generate_cli") -> ModuleType:
     return module
 
 
+CLI = generator()
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = CLI.builders()
+#: Scripts that call a command, with the arguments that they put first.
+CALLERS = {
+    "prefetch-models": ("bids-mllm-models", "prefetch"),
+    "prefetch-templates": ("bids-mllm-templates", "prefetch"),
+}
+
+
 def documented_commands() -> Iterator[tuple[str, str]]:
-    """Give (page, command) of every call of one of the two commands in a block of bash."""
+    """Give (page, command) of every call of a command, or of a script in bin/ that has options, in a block of bash."""
     for page in PAGES:
         for block in fenced(page.read_text("utf-8"), "bash"):
             for line in block.replace("\\\n", " ").splitlines():
-                if line.split(maxsplit=1)[:1] and line.split(maxsplit=1)[0] in PARSERS:
-                    yield str(page.relative_to(ROOT)), line
+                name = line.split(maxsplit=1)[0].removeprefix("bin/") if line.strip() else ""
+                if name in PARSERS or name in CALLERS:
+                    yield str(page.relative_to(ROOT)), line.removeprefix("bin/")
+
+
+def check_command(line: str) -> None:
+    """Parse a command as it is parsed when it is called; argparse ends what it does not take."""
+    name, *arguments = shlex.split(line, comments=True)
+    app: list[str] = []
+    if name == "slurm-array" and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, app = arguments[:cut], arguments[cut + 1 :]
+    elif name == "bids-mllm-docker":
+        words = CLI.load_script(ROOT / "bin" / name).split(arguments)
+        arguments = [*words.positional, *words.own]
+        app = [word for given in words.app for word in (given.name, *given.values)]
+    elif name in CALLERS:
+        name, *first = CALLERS[name]
+        arguments = [*first, *arguments]
+    PARSERS[name]().parse_args(arguments)
+    PARSERS["bids-mllm"]().parse_args(["raw", "out", "participant", *app])
 
 
 def anchor(title: str) -> str:
@@ -92,7 +114,7 @@ def anchor(title: str) -> str:
 
 
 def test_the_cli_page_is_not_stale() -> None:
-    assert reference("cli") == generator().cli_page(), "run python docs/generate_cli.py"
+    assert reference("cli") == CLI.cli_page(), "run python docs/generate_cli.py"
 
 
 def test_the_page_of_functions_is_not_stale() -> None:
@@ -122,15 +144,16 @@ def test_every_option_is_on_the_cli_page(build: Callable[[], argparse.ArgumentPa
     command = build()
     own = section(reference("cli"), command.prog)
     for action in command._actions:
-        assert f": {action.help}" in own
-        for spelling in action.option_strings or [action.dest]:
+        text = CLI.help_text(action)
+        assert not text or f": {text}" in own
+        for spelling in action.option_strings or [CLI.positional(action)]:
             hyphened = spelling if "_" not in spelling.strip("-") else f"--{spelling[2:].replace('_', '-')}"
-            wanted = hyphened if action.option_strings else action.dest
+            wanted = hyphened if action.option_strings else spelling
             assert re.search(rf"`{re.escape(wanted)}[ `]", own), f"{spelling} is not documented"
 
 
 def test_the_cli_page_has_no_option_that_does_not_exist() -> None:
-    actions = [action for command in generator().commands() for action in command._actions]
+    actions = [action for command in CLI.commands() for action in command._actions]
     known = {name for action in actions for name in action.option_strings}
     for page in PAGES:
         for option in re.findall(r"`(--[a-z][a-z-]*)", page.read_text("utf-8")):
@@ -239,15 +262,43 @@ def test_documented_commands_parse() -> None:
     commands = list(documented_commands())
     assert sum(page == "README.md" for page, _ in commands) >= 3
     for _, line in commands:
-        name, *arguments = shlex.split(line, comments=True)
-        assert PARSERS[name]().parse_args(arguments)
+        check_command(line)
 
 
-def test_scripts_of_the_readme_are_there() -> None:
-    lines = "\n".join(fenced((ROOT / "README.md").read_text("utf-8"), "bash")).splitlines()
-    scripts = [line for line in lines if line.startswith("bin/")]
-    assert scripts == ["bin/demo", "bin/test"]
-    assert all((ROOT / script).stat().st_mode & 0o111 for script in scripts)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bids-mllm raw out participant --nonsense",
+        "slurm-array raw out --nonsense",
+        "slurm-array raw out -- --nonsense",
+        "bids-mllm-docker raw out",
+        "bids-mllm-docker raw out participant --nonsense",
+        "prefetch-models --to there",
+        "prefetch-templates --nonsense",
+    ],
+)
+def test_commands_that_would_not_parse_are_found(line: str) -> None:
+    with pytest.raises(SystemExit):
+        check_command(line)
+
+
+def test_every_command_is_on_the_cli_page() -> None:
+    installed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    assert {*installed, "bids-mllm-docker", "slurm-array"} <= set(PARSERS)
+    titles = re.findall(r"^## (.+)$", reference("cli"), flags=re.MULTILINE)
+    assert set(PARSERS) <= set(titles)
+
+
+def test_scripts_that_are_named_are_there_and_those_that_are_there_are_named() -> None:
+    there = {path.name for path in (ROOT / "bin").iterdir() if path.stat().st_mode & 0o111 and path.is_file()}
+    readme = scripts_of(ROOT / "README.md")
+    assert {"demo", "test"} <= readme <= there
+    assert {name for page in PAGES for name in scripts_of(page)} == there
+
+
+def scripts_of(page: Path) -> set[str]:
+    """Return the scripts in bin/ of the repository that a page names; a leading _ is that of a part of others."""
+    return set(re.findall(r"(?<![\w/.-])bin/([a-z][\w-]*)", page.read_text("utf-8")))
 
 
 def test_exit_statuses_of_the_readme_are_those_of_the_errors() -> None:
