@@ -52,10 +52,10 @@ GROUPS = [
 ]
 DESCRIPTION = (
     f"The image is in no registry: build it in a clone with docker build --tag {IMAGE} . or hand an Apptainer image to "
-    "bosh exec launch with --imagepath. Inputs of type File, which may be folders, are mounted into the container by Boutiques. Results, the work folder, "
-    "the feature store and the folders within NAME=PATH are not: give them relative to the folder in which you call "
-    "bosh, or mount them with --volumes. A record of a call holds a checksum of every file of BIDS_DIR, which takes "
-    "long: call bosh exec launch with --skip-data-collection."
+    "bosh exec launch with --imagepath. Inputs of type File, which may be folders, are mounted into the container by "
+    "Boutiques. Results, the work folder, the feature store and the folders within NAME=PATH are not: give them "
+    "relative to the folder in which you call bosh, or mount them with --volumes. A record of a call holds a checksum "
+    "of every file of BIDS_DIR, which takes long: call bosh exec launch with --skip-data-collection."
 )
 #: What the image sets too; here it holds without a container.
 VARIABLES = {

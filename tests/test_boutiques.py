@@ -190,6 +190,12 @@ def test_what_the_descriptor_says_of_the_app() -> None:
         assert name.replace("*", "<label>").removesuffix(".md") in page, name
 
 
+def test_variables_are_those_of_the_image() -> None:
+    image = (ROOT / "Dockerfile").read_text("utf-8")
+    for variable in DESCRIPTOR["environment-variables"]:
+        assert f'{variable["name"]}="{variable["value"]}"' in image
+
+
 def seen(action: argparse.Action, value: Any) -> Any:
     """Return a value as the parser hands it on."""
     if action.nargs == 0:
