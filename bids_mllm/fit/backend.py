@@ -1,7 +1,7 @@
 """himalaya's backend is one global of the process: enter it here, and it is put back afterwards."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from bids_mllm.exceptions import UsageError
@@ -29,8 +29,20 @@ def check_device(device: str) -> str:
 
 
 @contextmanager
+def current_device(device: str) -> Iterator[str]:
+    """Make a device PyTorch's current one where it is CUDA's, and give its kind; put the former one back."""
+    import torch
+
+    kind = check_device(device)
+    with torch.cuda.device(device) if kind == "cuda" else nullcontext():
+        yield kind
+
+
+@contextmanager
 def himalaya_backend(device: str) -> Iterator[Any]:
     """Set himalaya's backend for a device and restore the former one, also after an exception.
+
+    Its CUDA backend puts what it makes on the current device, which is the given one meanwhile.
 
     Parameters
     ----------
@@ -44,9 +56,9 @@ def himalaya_backend(device: str) -> Iterator[Any]:
     """
     from himalaya.backend import get_backend, set_backend
 
-    name = BACKENDS[check_device(device)]
-    former = get_backend().name
-    try:
-        yield set_backend(name)
-    finally:
-        set_backend(former)
+    with current_device(device) as kind:
+        former = get_backend().name
+        try:
+            yield set_backend(BACKENDS[kind])
+        finally:
+            set_backend(former)

@@ -17,6 +17,7 @@ from bids_mllm.fit.design import Design
 from bids_mllm.fit.memory import joint_memory, part_of_targets
 from bids_mllm.fit.ridge import alpha_grid, fit_ridge
 from bids_mllm.interfaces.brain import Brain
+from bids_mllm.interfaces.device import on_its_device
 from bids_mllm.interfaces.encoding import (
     FitOptions,
     ModelFeatures,
@@ -82,6 +83,7 @@ class FitJointly(SimpleInterface):
     input_spec = _JointInputSpec
     output_spec = _JointOutputSpec
 
+    @on_its_device
     def _run_interface(self, runtime: Any) -> Any:
         folder = Path(runtime.cwd)
         options = fit_options_from_json(self.inputs.options)

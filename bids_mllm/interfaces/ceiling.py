@@ -15,6 +15,7 @@ from bids_mllm.fit.memory import joint_memory, part_of_targets
 from bids_mllm.fit.participants import scores_from_participants
 from bids_mllm.fit.ridge import alpha_grid
 from bids_mllm.fit.targets import prepare_targets
+from bids_mllm.interfaces.device import on_device
 from bids_mllm.interfaces.encoding import FitOptions, fit_options_from_json
 from bids_mllm.interfaces.rows import Rows, make_rows, stack_targets
 from bids_mllm.interfaces.viewings import (
@@ -79,10 +80,11 @@ class EstimateCeiling(SimpleInterface):
         if self.inputs.method == "repeats":
             ceiling = ceiling_from_repeats(viewers[0])
         else:
-            ceiling = ceiling_from_participants(
-                viewers, options[0], self.inputs.method, self.inputs.device, self.inputs.max_block_bytes,
-                memory_bytes=self.inputs.memory_bytes,
-            )  # fmt: skip
+            with on_device(self.inputs.device):
+                ceiling = ceiling_from_participants(
+                    viewers, options[0], self.inputs.method, self.inputs.device, self.inputs.max_block_bytes,
+                    memory_bytes=self.inputs.memory_bytes,
+                )  # fmt: skip
         path = Path(runtime.cwd) / "ceiling.npz"
         save_ceiling(path, ceiling)
         self._results["ceiling"] = str(path)

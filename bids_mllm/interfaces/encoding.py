@@ -26,6 +26,7 @@ from bids_mllm.fit.memory import FitMemory, block_bytes, fit_memory, part_of_tar
 from bids_mllm.fit.projection import equal_rank_columns
 from bids_mllm.fit.ridge import alpha_at_edge, alpha_grid, fit_ridge
 from bids_mllm.interfaces.brain import Brain
+from bids_mllm.interfaces.device import on_its_device
 from bids_mllm.interfaces.inference import InferenceOptions, PartInference, join_inference, part_inference
 from bids_mllm.interfaces.rows import (
     CVOptions,
@@ -87,6 +88,7 @@ class FitScores(SimpleInterface):
     input_spec = _FitInputSpec
     output_spec = _FitOutputSpec
 
+    @on_its_device
     def _run_interface(self, runtime: Any) -> Any:
         design = read_design(Path(self.inputs.design))
         bold = read_json(Path(self.inputs.bold))

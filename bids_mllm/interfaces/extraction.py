@@ -16,6 +16,7 @@ from tqdm import tqdm
 from bids_mllm.exceptions import BidsMllmError, StimulusError
 from bids_mllm.features.extraction import BatchRunner, choose_batch_size
 from bids_mllm.features.extractor import ExtractionPlan, Extractor, Family, ReadOut
+from bids_mllm.interfaces.device import forget_locals, on_device
 from bids_mllm.interfaces.grid_work import GridWork, missing_windows, remove_leftovers
 from bids_mllm.io.claims import Claims
 from bids_mllm.io.clips import decoder_identity
@@ -117,9 +118,12 @@ def extract_film(stimulus: Stimulus, tasks: Sequence[ModelTask], store: FeatureS
     if waiting:
         with Claims(store.folder) as claims:
             while waiting:
-                group = _fitting(waiting, machine)
+                with on_device(machine.device):
+                    group = _fitting(waiting, machine)
+                    later, failed = _run_group(stimulus, group, store, claims, machine)
+                    for error in failed:
+                        forget_locals(error)
                 rest = waiting[len(group) :]
-                later, failed = _run_group(stimulus, group, store, claims, machine)
                 failures += failed
                 # Another job may have finished some meanwhile.
                 waiting = [task for task in (*later, *rest) if not task.complete]

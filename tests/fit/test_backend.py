@@ -1,5 +1,7 @@
 """himalaya's global backend is entered and left."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from himalaya.backend import get_backend, set_backend
@@ -39,6 +41,27 @@ def test_a_missing_gpu_is_said_in_a_sentence(former):
     with pytest.raises(UsageError, match="no CUDA device"), himalaya_backend("cuda"):
         pass
     assert get_backend().name == former
+
+
+def test_the_device_is_current_within_the_backend(former, monkeypatch):
+    """himalaya puts new tensors on PyTorch's current device, whatever number the fit has."""
+    current = []
+
+    @contextmanager
+    def use(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "device", use)
+    monkeypatch.setattr("himalaya.backend.set_backend", lambda name: (name, tuple(current)))
+    with himalaya_backend("cuda:2") as backend:
+        assert backend == ("torch_cuda", ("cuda:2",))
+    assert current == []
+    with pytest.raises(UsageError, match=r"cuda:3, but PyTorch finds 3 CUDA devices"), himalaya_backend("cuda:3"):
+        pass
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is present")

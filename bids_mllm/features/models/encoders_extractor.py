@@ -16,6 +16,7 @@ from bids_mllm.exceptions import StimulusError
 from bids_mllm.features.extractor import Extracted
 from bids_mllm.features.models.encoders import STIMULUS, Found, Layout
 from bids_mllm.features.models.loading import DTYPES, load_model, random_model
+from bids_mllm.features.models.memory import free_model
 from bids_mllm.features.models.pixel_settings import PixelSettings
 from bids_mllm.features.models.pixels import prepare_frames
 from bids_mllm.records import ClipMedia, MediaRequest
@@ -200,9 +201,8 @@ class EncoderExtractor:
 
     def close(self) -> None:
         """Free the weights and the device's memory."""
-        self._model = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        model, self._model = self._model, None
+        free_model(model, self._device)
 
     @torch.no_grad()
     def _extract_alike(self, clips: Sequence[ClipMedia]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from bids_mllm.features.models import checkpoint
 from bids_mllm.features.models.architecture import Architecture, MediaBatch, Setup
 from bids_mllm.features.models.engine import Answers, Decoding, Loaded, run
 from bids_mllm.features.models.loading import load_model, load_tokenizer, random_model
+from bids_mllm.features.models.memory import free_model
 from bids_mllm.features.models.prompts import Prompt, PromptBuilder
 from bids_mllm.records import ClipMedia, Condition, Instruction, Pooling
 
@@ -148,9 +149,8 @@ class InstructedExtractor:
 
     def close(self) -> None:
         """Free the weights and the device's memory."""
-        self._model = None
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        model, self._model = self._model, None
+        free_model(model, self._device)
 
     def _loaded(self, batch: MediaBatch) -> Loaded:
         """Return the model with the media of a batch, as the engine drives it."""

@@ -14,6 +14,7 @@ from bids_mllm.exceptions import CheckpointError, StimulusError
 from bids_mllm.features.extractor import Extracted, ReadOut
 from bids_mllm.features.models.kimiaudio import SAMPLING_RATE, WHISPER_FOLDER, KimiSetup, Streams, build_streams
 from bids_mllm.features.models.loading import DTYPES, LOADING_ERRORS
+from bids_mllm.features.models.memory import free_model
 from bids_mllm.features.models.prompts import without_sinks
 from bids_mllm.features.models.tap import mean_over
 from bids_mllm.records import ClipMedia, Condition, Pooling
@@ -133,7 +134,7 @@ class KimiExtractor:
         conditions: Sequence[Condition],
     ) -> None:
         self._model, self._tokenizer, self._tokens = model, tokenizer, tokens
-        self._voice = voice
+        self._voice: Any = voice
         self._readout = readout
         self._conditions = tuple(conditions)
 
@@ -146,9 +147,9 @@ class KimiExtractor:
 
     def close(self) -> None:
         """Free the weights and the device's memory."""
-        self._model = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        model, self._model = self._model, None
+        self._voice = None
+        free_model(model)
 
     @torch.inference_mode()
     def _one(self, clip: ClipMedia) -> tuple[dict[Condition, NDArray[np.float32]], dict[Condition, str]]:

@@ -16,11 +16,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_MESSAGES)
 
 
-def release_cached() -> None:
-    """Give memory back that PyTorch keeps for later."""
+def free_model(model: torch.nn.Module | None, device: torch.device | None = None) -> None:
+    """Free the weights of a model that is run no more, whoever refers to it still, and what PyTorch cached.
+
+    After a failure the traceback refers to the functions that were called, and these to the model.
+    """
+    if model is not None:
+        model.to("meta")
+    release_cached(device)
+
+
+def release_cached(device: torch.device | None = None) -> None:
+    """Give memory back that PyTorch keeps for later.
+
+    PyTorch sets up the current device for that, so `device` is made the current one meanwhile where it is CUDA's.
+    """
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        with torch.cuda.device(device if device is not None and device.type == "cuda" else None):
+            torch.cuda.empty_cache()
 
 
 def free_bytes(device: str, limit: float | None = None) -> float:

@@ -6,6 +6,7 @@ rows of tokens, is needed, a small stand-in written below takes its place.
 
 import json
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -217,6 +218,17 @@ FAMILY_CONDITIONS = (
 def clip_of(seed: int) -> ClipMedia:
     sound = np.random.default_rng(seed).normal(size=23840).astype(np.float32)
     return ClipMedia(Clip("a.wav", seed, 0.0, 1.49), audio=sound, sampling_rate=16000)
+
+
+def test_closing_frees_the_model_and_those_that_read_the_sound():
+    """The models that turn a sound into tokens are on the device too."""
+    model, reader = StandIn(), nn.Linear(2, 2)
+    readers = weakref.ref(reader)
+    extractor = KimiExtractor(model, None, TOKENS, lambda clip, reader=reader: None, READOUT, FAMILY_CONDITIONS)
+    del reader
+    extractor.close()
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+    assert readers() is None
 
 
 def test_states_and_answers_equal_a_plain_run_of_the_whole_rows(extractor):
