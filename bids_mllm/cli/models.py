@@ -190,7 +190,7 @@ def _prefetch(options: argparse.Namespace) -> int:
         for spec in resolve_models(options.keys, revision=options.revision, family=options.family)
     ]
     for spec in specs:
-        _check_fetchable(spec, options.trust_remote_code)
+        check_fetchable(spec, options.trust_remote_code)
     status = 0
     for spec in specs:
         folder = options.to / spec.key
@@ -202,7 +202,7 @@ def _prefetch(options: argparse.Namespace) -> int:
     return status
 
 
-def _check_fetchable(spec: "ModelSpec", trust_remote_code: bool) -> None:
+def check_fetchable(spec: "ModelSpec", trust_remote_code: bool) -> None:
     """Raise a UsageError for a model that is not on the hub, or runs code that is not asked for."""
     from bids_mllm.features.registry import is_hub_id, load_families
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from bids_mllm.cli.devices import device_of_run
+from bids_mllm.cli.downloads import fetch_missing
 from bids_mllm.cli.environment import settle_home
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _set_up_logging(settings.verbose)
         _set_up_environment(settings)
         with terminated_by_sigterm():
+            fetch_missing(settings)
             return _participant(settings) if settings.analysis_level == "participant" else _group(settings)
     except Terminated as ended:
         sys.stderr.write(

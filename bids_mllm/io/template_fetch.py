@@ -71,7 +71,8 @@ def fetch_templates(templates: Sequence[Template], home: Path) -> Iterator[Path]
                 yield _fetched(client, staging, home, name)
     except OSError as error:
         raise InputDataError(
-            f"The templates' folder {home} cannot be written ({error.strerror or error}); name another."
+            f"The templates' folder {home} cannot be written ({error.strerror or error}); choose another, with "
+            "TEMPLATEFLOW_HOME or --to."
         ) from error
 
 

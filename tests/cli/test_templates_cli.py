@@ -1,17 +1,15 @@
 """The command ``bids-mllm-templates``, against a server on this machine that stands in for TemplateFlow's."""
 
-import gzip
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from zipfile import ZipFile
 
 import pytest
+from bucket_server import Bucket, bucket, content_of
 
 from bids_mllm.cli.templates import main, wanted_templates
 from bids_mllm.io.template_fetch import ADDRESS_VARIABLE, held_choice
@@ -23,43 +21,12 @@ PARCELS = f"tpl-{MNI}/tpl-{MNI}_res-02_atlas-Schaefer2018_desc-400Parcels7Networ
 TABLE = f"tpl-{MNI}/tpl-{MNI}_atlas-Schaefer2018_desc-400Parcels7Networks_dseg.tsv"
 
 
-def content_of(name: str) -> bytes:
-    """Return what the stand-in gives for a file, of its kind."""
-    if name.endswith(".gz"):
-        return gzip.compress(name.encode() * 50, mtime=0)
-    return b"<GIFTI>" + name.encode() + b"</GIFTI>\n" if name.endswith(".gii") else b"index\tname\n1\tA\n"
-
-
-class Bucket(BaseHTTPRequestHandler):
-    """What the client asks of TemplateFlow's bucket; `faults` are names that are answered otherwise."""
-
-    asked: tuple[str, ...] = ()
-    faults: dict[str, str] = {}  # noqa: RUF012  set anew for every server
-
-    def log_message(self, *arguments: object) -> None:
-        """Say nothing on standard error."""
-
-    def do_GET(self) -> None:
-        name = self.path.lstrip("/")
-        type(self).asked += (name,)
-        fault, data = self.faults.get(name, ""), content_of(name)
-        self.send_response(404 if fault == "absent" else 200)
-        if fault != "unsized":
-            self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data[:-9] if fault in ("cut", "unsized") else data)
-
-
-@pytest.fixture
-def bucket(monkeypatch) -> Iterator[type[Bucket]]:
-    handler = type("OwnBucket", (Bucket,), {"asked": (), "faults": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv(ADDRESS_VARIABLE, f"http://127.0.0.1:{server.server_port}/")
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", "/nonexistent/never/touched")
-    yield handler
-    server.shutdown()
-    server.server_close()
+@pytest.fixture(name="bucket")
+def _bucket(monkeypatch) -> Iterator[type[Bucket]]:
+    with bucket() as (address, handler):
+        monkeypatch.setenv(ADDRESS_VARIABLE, f"{address}/")
+        monkeypatch.setenv("TEMPLATEFLOW_HOME", "/nonexistent/never/touched")
+        yield handler
 
 
 @pytest.fixture

@@ -303,7 +303,8 @@ def find_folder(source: str, *, revision: str | None) -> Path:
         at, option = (f" at revision {revision}", f" --revision {revision}") if revision else ("", "")
         raise CheckpointError(
             f"The model {source}{at} is not in the local cache of the hub; fetch it where there is a network with "
-            f"`bids-mllm-models prefetch {source}{option} --to DIR` and give its folder as LABEL=FOLDER."
+            f"`bids-mllm-models prefetch {source}{option} --to DIR` and give its folder as LABEL=FOLDER, or add "
+            "--allow-download to bids-mllm."
         ) from error
 
 

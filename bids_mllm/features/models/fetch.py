@@ -1,12 +1,14 @@
-"""Fetching a checkpoint from the hub into a folder: the only code that uses a network."""
+"""Fetching a checkpoint from the hub into a folder or its cache; no other code of models uses a network."""
 
 import os
 from collections.abc import Iterable
+from errno import EROFS
 from fnmatch import fnmatch
 from pathlib import Path
 
 from bids_mllm.exceptions import CheckpointError
-from bids_mllm.features.models.checkpoint import FILE_PATTERNS
+from bids_mllm.features.models.checkpoint import FILE_PATTERNS, check_weights, find_folder, read_config
+from bids_mllm.features.registry import load_families
 from bids_mllm.records import ModelSpec
 
 # The same weights a second time, in another dtype.
@@ -47,7 +49,30 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return False
 
 
-def fetch_checkpoint(spec: ModelSpec, folder: Path, *, remote_code: bool = False) -> str:
+def is_cached(spec: ModelSpec, *, remote_code: bool = False) -> bool:
+    """Whether the hub's cache on this machine holds a checkpoint whole; the network is not used.
+
+    Parameters
+    ----------
+    spec
+        Its `source` is the hub id; with random weights those of the checkpoint may be missing.
+    remote_code
+        Whether a model that runs code from its repository needs that here.
+    """
+    try:
+        folder = find_folder(spec.source, revision=spec.revision)
+        read_config(folder, need_weights=spec.weights == "pretrained")
+        if spec.weights == "pretrained":
+            check_weights(folder)
+    except CheckpointError:
+        return False
+    family = load_families().get(spec.family)
+    return not (remote_code and family is not None and family.remote_code) or any(folder.glob("*.py"))
+
+
+def fetch_checkpoint(
+    spec: ModelSpec, folder: Path | None, *, remote_code: bool = False, option: str = "--revision"
+) -> str:
     """Fetch a checkpoint from the hub into a folder; what is there already and whole is not fetched again.
 
     Parameters
@@ -55,9 +80,11 @@ def fetch_checkpoint(spec: ModelSpec, folder: Path, *, remote_code: bool = False
     spec
         Its `source` is the hub id, its `revision` the commit, tag or branch.
     folder
-        Made where it does not exist.
+        Made where it does not exist; None for the hub's cache.
     remote_code
         Whether the Python files of the repository are fetched; nothing runs them here.
+    option
+        By which the caller takes a revision, for the sentence when there is none.
 
     Returns
     -------
@@ -78,18 +105,20 @@ def fetch_checkpoint(spec: ModelSpec, folder: Path, *, remote_code: bool = False
     try:
         found = HfApi().model_info(spec.source, revision=spec.revision, timeout=TIMEOUT)
     except Exception as error:
-        raise _failure(spec, error) from error
+        raise _failure(spec, error, option) from error
     names = wanted_files((file.rfilename for file in found.siblings or ()), remote_code=remote_code)
     if not any(name.endswith(".safetensors") for name in names):
         raise CheckpointError(
             f"{spec.source} has no weights as *.safetensors{_at(spec)}, and pickled weights are never fetched; give "
-            "--revision with one that has them, such as the refs/pr/N of a conversion on the hub."
+            f"{option} with one that has them, such as the refs/pr/N of a conversion on the hub."
         )
     commit = str(found.sha or spec.revision or "main")
+    # The cache finds a tag or branch again by its name only when it was fetched by it.
+    revision = commit if folder is not None else spec.revision
     try:
-        snapshot_download(spec.source, revision=commit, local_dir=folder, allow_patterns=list(names))
+        snapshot_download(spec.source, revision=revision, local_dir=folder, allow_patterns=list(names))
     except Exception as error:
-        raise _failure(spec, error) from error
+        raise _failure(spec, error, option) from error
     return commit
 
 
@@ -98,7 +127,7 @@ def _at(spec: ModelSpec) -> str:
     return f" at revision {spec.revision}" if spec.revision else ""
 
 
-def _failure(spec: ModelSpec, error: Exception) -> CheckpointError:
+def _failure(spec: ModelSpec, error: Exception, option: str) -> CheckpointError:
     """Return the sentence for a fetch that failed."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -108,9 +137,15 @@ def _failure(spec: ModelSpec, error: Exception) -> CheckpointError:
             "in with `hf auth login`."
         )
     if isinstance(error, RevisionNotFoundError):
-        return CheckpointError(f"{spec.source} has no revision {spec.revision}; give another with --revision.")
+        return CheckpointError(f"{spec.source} has no revision {spec.revision}; give another with {option}.")
     if isinstance(error, RepositoryNotFoundError):
         return CheckpointError(f"The hub has no {spec.source}, or it is private; check the hub id.")
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == EROFS:
+        path = getattr(error, "filename", None) or "the folder"
+        return CheckpointError(
+            f"{spec.source} cannot be fetched, because {path} cannot be written; choose another folder, for the hub's "
+            "cache with HF_HOME."
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     return CheckpointError(
