@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import shlex
 import string
 import subprocess
@@ -400,7 +401,7 @@ if sys.argv[1] in ("run", "exec"):
     shell = [word.partition("=")[2] for word in sys.argv if word.startswith("--entrypoint=")]
     sys.exit(subprocess.run([*shell, sys.argv[-1]]).returncode)
 """
-FAKE_APP = '#!/bin/bash\nprintf "%s\\n" "$@"\nexit 70\n'
+FAKE_APP = '#!/bin/bash\nprintf "%s\\n" "$@"\nmkdir "$2"\ntouch "$2/group.html"\nexit 70\n'
 
 
 @pytest.mark.parametrize("engine", ["docker", "apptainer"])
@@ -420,6 +421,7 @@ def test_a_call_in_a_container_gets_folders_mounted_and_finds_the_app(there, eng
     assert done.returncode == 70, done.stderr
     assert "the data do not allow what was asked" in done.stdout
     assert f"{there / 'raw'}\nout\ngroup" in done.stdout
+    assert set(re.findall(r"- (\S+) \((\w+),", done.stdout)) == {("out", "results"), ("out/group.html", "group_report")}
     call = json.loads((there / "call.json").read_text())
     assert f"{there / 'raw'}:{there / 'raw'}" in call
     if engine == "docker":
