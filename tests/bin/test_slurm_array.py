@@ -26,6 +26,12 @@ env >"$FAKE/env-$count"
 echo "$count;cluster"
 """
 
+SCONTROL = """#!/bin/bash
+cat "$FAKE/job-${@: -1}" 2>/dev/null && exit
+echo "slurm_load_jobs error: ${FAKE_CONTROLLER_ERROR:-Invalid job id specified}" >&2
+exit 1
+"""
+
 
 def load():
     loader = SourceFileLoader("slurm_array", str(SCRIPT))
@@ -93,7 +99,7 @@ def cluster(tmp_path, monkeypatch, capsys):
     fake.mkdir()
     programs.mkdir()
     executable(programs / "sbatch", SBATCH)
-    executable(programs / "scontrol", '#!/bin/bash\ncat "$FAKE/job-${@: -1}" 2>/dev/null\n')
+    executable(programs / "scontrol", SCONTROL)
     executable(programs / "sacct", '#!/bin/bash\necho "accounting is disabled" >&2\nexit 1\n')
     executable(programs / "scancel", '#!/bin/bash\necho "$@" >>"$FAKE/cancelled"\n')
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
@@ -391,7 +397,12 @@ def test_targets_of_links_are_bound(cluster):
 def test_gpus_are_given_to_the_image_where_a_gres_names_one(cluster):
     assert "--nv" in image_command(cluster, "--gres", "gpu:a100:1", "--participant-label", "01")
     assert "--nv" not in image_command(cluster, "--gres", "tmpdisk:10", "--participant-label", "02")
-    assert "--nv" in image_command(cluster, "--nv", "--participant-label", "x3")
+    assert "--nv" not in cluster.script("group").read_text()
+    assert "--nv" in image_command(cluster, "--sbatch-option=--gpus-per-node=1", "--participant-label", "x3")
+
+
+def test_gpus_are_given_to_the_image_where_that_is_asked_for(cluster):
+    assert "--nv" in image_command(cluster, "--nv")
 
 
 def test_gpus_of_the_features_alone(cluster):
@@ -540,7 +551,7 @@ def test_a_task_without_an_end_was_killed_with_its_script(cluster):
 
 def test_tasks_that_never_started(cluster):
     cluster.call("--features-tasks", 1)
-    cluster.record(101, 1, "all1", 1, stage="features")
+    cluster.record(101, 1, "all", 1, stage="features")
     cluster.show(102, "JobId=102 ArrayJobId=102 ArrayTaskId=1-3%2 JobState=PENDING Reason=DependencyNeverSatisfied")
     cluster.show(103, "JobId=103 JobState=CANCELLED Reason=DependencyNeverSatisfied")
     _, _, table = reasons(cluster)
@@ -564,6 +575,20 @@ def test_states_of_accounting_serve_where_the_controller_has_forgotten(cluster):
     found, out, table = reasons(cluster)
     assert (found, table) == (1, {"101_1": "out of memory"})
     assert "0 done, 0 running, 2 pending, 1 failed." in out
+
+
+def test_running_tasks_are_not_taken_for_killed_where_slurm_does_not_answer(cluster, monkeypatch):
+    cluster.call("--no-group")
+    cluster.record(101, 1, "01", None)
+    monkeypatch.setenv("FAKE_CONTROLLER_ERROR", "Unable to contact slurm controller")
+    for action in ("--status", "--resume"):
+        status, out, err = cluster.call(action)
+        assert (status, out) == (1, "")
+        assert err == (
+            "slurm-array: Slurm does not tell the state of job 101 (slurm_load_jobs error: Unable to contact slurm "
+            "controller); try again later.\n"
+        )
+    assert len(cluster.calls()) == 1
 
 
 def test_only_the_last_attempt_of_a_log_counts(cluster):
@@ -648,8 +673,8 @@ def test_resumed_group_waits_for_what_still_runs(cluster):
 
 def test_resume_after_failed_features(cluster):
     cluster.call("--features-tasks", 2)
-    cluster.record(101, 1, "all1", 0, stage="features")
-    cluster.record(101, 2, "all2", 1, stage="features")
+    cluster.record(101, 1, "all", 0, stage="features")
+    cluster.record(101, 2, "all", 1, stage="features")
     cluster.call("--resume")
     features, array, group = cluster.calls()[3:]
     assert "--array=2" in features
