@@ -37,7 +37,7 @@ class Occupy(SimpleInterface):
             time.sleep(self.inputs.seconds)
         except BaseException:
             if self.inputs.does == "linger":
-                time.sleep(2)
+                time.sleep(6)  # longer than a new worker takes to start
             raise
         if self.inputs.does == "die":
             os.kill(os.getpid(), signal.SIGKILL)

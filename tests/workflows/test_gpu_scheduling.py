@@ -125,7 +125,7 @@ def test_a_killed_worker_gives_its_device_back(smi, tmp_path):
     nodes = [("a", "linger", 30.0), ("b", "die", 1.0), *((f"c{i}", "sleep", 1.0) for i in range(4))]
     begin = time.monotonic()
     rows, failures = run(tmp_path, nodes, nprocs=2)
-    assert time.monotonic() - begin < 40
+    assert time.monotonic() - begin < 90
     assert failures == ["a", "b"]
     assert {name: row["beside"] for name, row in rows.items() if row["beside"]} == {}
     found = by_device(rows)
