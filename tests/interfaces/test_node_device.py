@@ -15,6 +15,7 @@ from film_jobs import extract, tasks_of
 
 from bids_mllm.exceptions import BidsMllmError, UsageError
 from bids_mllm.features.extractor import Extractor, ReadOut
+from bids_mllm.features.models import instructed
 from bids_mllm.features.models.tiny import TINY_CHECKPOINTS
 from bids_mllm.interfaces import ceiling, device
 from bids_mllm.interfaces.bands import FitJointly
@@ -171,6 +172,20 @@ def test_extraction_is_on_the_device_of_the_node(
         extract(film, [replace(task, family=replace(task.family, load=load))], tmp_path, Machine("cuda:1"))
     assert seen == ["cuda:1", "cuda:1"]
     assert cuda[-1] == ("empty", "cuda:1")
+
+
+def test_features_from_a_gpu_are_found_by_a_build_for_the_cpu(
+    film: Path, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    found = []
+    for build in ("2.9.1+cpu", "2.9.1+cu128", "2.9.1"):
+        if "cu1" in build:
+            request.getfixturevalue("cuda")
+        monkeypatch.setattr(instructed, "version", lambda _, build=build: build)
+        found.append([entry.path for task in tasks_of(film, [tiny], tmp_path) for entry in task.entries])
+    assert found[0] == found[1] == found[2]
+    monkeypatch.setattr(instructed, "version", lambda _: "2.10.0")
+    assert next(entry.path for task in tasks_of(film, [tiny], tmp_path) for entry in task.entries) not in found[0]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
