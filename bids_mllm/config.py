@@ -114,6 +114,12 @@ class Settings:
         return self.features_dir or self.output_dir / "sourcedata" / "features"
 
     @property
+    def graph_dir(self) -> Path:
+        """Folder of the graph of this call in ``--work-dir``: calls of one participant each may share the latter."""
+        one = self.analysis_level == "participant" and len(self.participant_label) == 1
+        return self.work_dir / f"sub-{self.participant_label[0]}" if one else self.work_dir
+
+    @property
     def stimuli_root(self) -> Path:
         """Folder of the stimuli: ``--stimuli-dir``, else ``stimuli`` of the raw data set."""
         return self.stimuli_dir or self.bids_dir / "stimuli"

@@ -16,7 +16,8 @@ def add_workflow_options(parser: Parser) -> None:
         "--work-dir",
         type=Path,
         metavar="DIR",
-        help="folder for intermediate results (default ./work)",
+        help="folder for intermediate results, with a folder of its own in it for a call of one participant "
+        "(default ./work)",
     )
     add(
         group,

@@ -100,7 +100,7 @@ def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflo
 
     In native spaces there are tables, but no maps.
     """
-    workflow = Workflow(name="bids_mllm_group", base_dir=str(settings.work_dir))
+    workflow = Workflow(name="bids_mllm_group", base_dir=str(settings.graph_dir))
     grouped: dict[MapName, list[ModelResult]] = defaultdict(list)
     for result in results:
         grouped[result.name.of_group()].append(result)

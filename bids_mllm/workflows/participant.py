@@ -46,7 +46,7 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
     InputDataError
         When only fits are asked for and the store lacks features; one sentence for all of them.
     """
-    workflow = Workflow(name="bids_mllm_participant", base_dir=str(plan.settings.work_dir))
+    workflow = Workflow(name="bids_mllm_participant", base_dir=str(plan.settings.graph_dir))
     features = _feature_nodes(plan, device)
     for node in (node for nodes in features.values() for node in nodes):
         workflow.add_nodes([node])
@@ -273,7 +273,7 @@ def _label(design: ParticipantDesign) -> str:
 
 
 def _design_file(plan: StudyPlan, design: ParticipantDesign) -> Path:
-    return plan.settings.work_dir / "designs" / f"{_label(design)}.json"
+    return plan.settings.graph_dir / "designs" / f"{_label(design)}.json"
 
 
 def _block_bytes(plan: StudyPlan) -> int:
@@ -282,7 +282,7 @@ def _block_bytes(plan: StudyPlan) -> int:
 
 def _bold_node(plan: StudyPlan, design: ParticipantDesign) -> Node:
     """Return the node that cleans the BOLD, which depends on nothing that was shown."""
-    runs_file = plan.settings.work_dir / "designs" / f"{_label(design)}_runs.json"
+    runs_file = plan.settings.graph_dir / "designs" / f"{_label(design)}_runs.json"
     write_text_if_changed(runs_file, design_to_text(_brain_only(design)))
     interface = PrepareBold(
         design=str(runs_file),
@@ -306,7 +306,7 @@ def _fit_node(plan: StudyPlan, design: ParticipantDesign, label: str, design_fil
             memory_bytes=_fit_bytes(plan),
             max_block_bytes=_block_bytes(plan),
             use_gpu=device.startswith("cuda"),
-            cache_dir=str(settings.work_dir / "fits"),
+            cache_dir=str(settings.graph_dir / "fits"),
             app_version=__version__,
         ),
         name=f"fit_{label}",

@@ -54,11 +54,11 @@ def run_workflow(
         node.config = {"execution": _execution(settings, folder)}
     before = {path for folder in folders for path in folder.glob("crash-*")}
     stopped: Exception | None = None
-    settings.work_dir.mkdir(parents=True, exist_ok=True)
+    settings.graph_dir.mkdir(parents=True, exist_ok=True)
     plugin: Any = None
     try:
         # nipype's resource monitor leaves its files where a process was started.
-        with chdir(settings.work_dir):
+        with chdir(settings.graph_dir):
             plugin, arguments = choose_plugin(settings)
             if plugin == "SLURM":
                 tell_nodes(workflow, arguments)

@@ -34,7 +34,7 @@ def test_real_films_run_to_the_end(tmp_path):
     assert main([str(bids), str(out), "group", *common]) == 0
     results = {result.model: result for result in find_results(out)}
     assert set(results) == {"motionenergy", "melspectrogram", "qwen25vltiny"}
-    design = json.loads(next((work / "designs").glob("*MNI152NLin2009cAsym.json")).read_text(encoding="utf-8"))
+    design = json.loads(next(work.rglob("*MNI152NLin2009cAsym.json")).read_text(encoding="utf-8"))
     spans = {
         stimulus["stim_file"]: stimulus["media_duration"]
         for windows in design["windows"]

@@ -1,0 +1,98 @@
+"""Tasks of one participant each that share output, store and work folder, and calls that must not share it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from bids_mllm.config import Settings
+
+OPTIONS = (
+    "--sloppy", "--nprocs", "1", "--confounds", "none", "--alphas", "1", "1e6", "3", "--test-task", "life*",
+    "--instructions", "AR", "ESA", "--poolings", "media", "--permutations", "19", "--block-length", "3",
+)  # fmt: skip
+
+
+def words(study, folder, *labels):
+    models = ("motionenergy", f"tiny={study / 'models/qwen25vltiny'}")
+    given = (study, folder / "out", "participant", "--participant-label", *labels, *OPTIONS, "--models", *models)
+    return [str(word) for word in (*given, "-w", folder / "work")]
+
+
+def start(given):
+    command = [sys.executable, "-m", "bids_mllm.cli.run", *given]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def maps(folder):
+    found = sorted((folder / "out").glob("sub-*/func/*_statmap.nii.gz"))
+    return {path.name: np.asarray(nib.load(path).dataobj) for path in found}
+
+
+def test_two_tasks_at_once_give_what_one_call_gives(study, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    tasks = [start(words(study, two, label)) for label in ("01", "02")]
+    for task in tasks:
+        _, err = task.communicate(timeout=300)
+        assert task.returncode == 0, err
+    whole = start(words(study, one, "01", "02"))
+    assert whole.wait(timeout=300) == 0
+    whole.stderr.close()
+    expected, found = maps(one), maps(two)
+    assert set(found) == set(expected)
+    assert {name[:6] for name in found} == {"sub-01", "sub-02"}
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-6, err_msg=name)
+    # No folder of a step is in two tasks.
+    assert sorted(path.name for path in (two / "work").iterdir()) == ["stimuli.json", "sub-01", "sub-02"]
+    assert (one / "work/bids_mllm_participant").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("level", "labels", "folder"),
+    [
+        ("participant", (), "/w"),
+        ("participant", ("01",), "/w/sub-01"),
+        ("participant", ("01", "02"), "/w"),
+        ("group", ("01",), "/w"),
+    ],
+)
+def test_folder_of_the_graph(level, labels, folder):
+    settings = Settings(Path("/b"), Path("/o"), level, participant_label=labels, work_dir=Path("/w"))
+    assert str(settings.graph_dir) == folder
+
+
+def test_a_folder_in_use_is_one_sentence(call, study, tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_mllm.io.locks.WAIT_SECONDS", 0.1)
+    folder = tmp_path / "work/sub-01"
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".participant.lock"):
+        result = call(*words(study, tmp_path, "01"))
+    assert result.status == 2
+    sentence = result.err.splitlines()[-1]
+    assert sentence.startswith(f"bids-mllm: The work folder {folder} is in use by another call")
+    assert "--work-dir" in sentence
+    assert not list(folder.rglob("result_*.pklz"))
+
+
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    from bids_mllm.io.locks import alone_in
+
+    def unknown(self):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "_acquire", unknown)
+    with alone_in(tmp_path / "new", "participant"):
+        assert (tmp_path / "new").is_dir()
+
+
+def test_clean_workdir_leaves_the_work_of_others(call, study, tmp_path):
+    other = tmp_path / "work/sub-02/bids_mllm_participant"
+    other.mkdir(parents=True)
+    assert call(*words(study, tmp_path, "01"), "--clean-workdir").status == 0
+    assert other.is_dir()
+    assert not (tmp_path / "work/sub-01").exists()
