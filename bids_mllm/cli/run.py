@@ -17,6 +17,7 @@ from bids_mllm.cli.environment import settle_home
 from bids_mllm.cli.parser import parse_settings
 from bids_mllm.config import Settings, settings_to_toml
 from bids_mllm.exceptions import BidsMllmError, InputDataError, Terminated
+from bids_mllm.io.locks import alone_in
 from bids_mllm.workflows.stopping import terminated_by_sigterm
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def _run_participants(settings: Settings, plan: "StudyPlan", device: str) -> int
     failures: tuple[Failure, ...] = ()
     participants = tuple(dict.fromkeys(design.participant for design in plan.designs))
     if not settings.reports_only:
-        failures = _run_graph(settings, plan, participants, device)
+        with alone_in(settings.graph_dir, "participant"):
+            failures = _run_graph(settings, plan, participants, device)
     if "fit" not in settings.stages:
         return _end_of_features(settings, failures)
     reported = _write_reports(plan, failures)
@@ -139,7 +141,7 @@ def _run_participants(settings: Settings, plan: "StudyPlan", device: str) -> int
         logger.error("sub-%s has no run that can be used; the reasons are above.", label)
     status = CRASH if failures or left_out or not reported else OK
     if settings.clean_workdir and status == OK:
-        shutil.rmtree(settings.work_dir, ignore_errors=True)
+        shutil.rmtree(settings.graph_dir, ignore_errors=True)
     return status
 
 
@@ -223,8 +225,9 @@ def _group(settings: Settings) -> int:
     if not settings.reports_only:
         shared = settings.output_dir / "logs" / uuid.uuid4().hex[:12]
         _record_settings(settings, shared)
-        workflow = _built(partial(init_group_wf, settings, results))
-        failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
+        with alone_in(settings.graph_dir, "group"):
+            workflow = _built(partial(init_group_wf, settings, results))
+            failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
     status = CRASH if failures else OK
     path = _or_none(partial(write_group_report, settings, results, failures=failures))
     if path is None:
@@ -234,7 +237,7 @@ def _group(settings: Settings) -> int:
     for line in describe(failures):
         logger.error("%s", line)
     if settings.clean_workdir and status == OK:
-        shutil.rmtree(settings.work_dir, ignore_errors=True)
+        shutil.rmtree(settings.graph_dir, ignore_errors=True)
     return status
 
 
