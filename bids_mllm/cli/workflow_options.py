@@ -1,6 +1,7 @@
 """Options of `bids-mllm` about resources, settings and what to do in one call."""
 
 from pathlib import Path
+from typing import Any
 
 from bids_mllm.cli.presets import PrintPreset, preset_names
 from bids_mllm.cli.spelling import Parser
@@ -31,21 +32,7 @@ def add_workflow_options(parser: Parser) -> None:
     )
     add(group, "--omp-nthreads", type=int, metavar="N", help="threads of one process at most")
     add(group, "--mem", metavar="SIZE", help="memory at most, with suffix K, M, G or T (MB without)")
-    add(
-        group,
-        "--device",
-        metavar="{auto,cpu,cuda,cuda:N}",
-        help="where models and fits run: auto takes the visible GPUs where PyTorch can use them, else the CPU; cuda:N "
-        "is the N-th of the visible ones, from 0 (default auto)",
-    )
-    add(
-        group,
-        "--n-gpu-procs",
-        type=int,
-        metavar="N",
-        help="processes on GPUs at once (default one for each); more than there are GPUs share them, and the least "
-        "loaded comes first",
-    )
+    _add_gpu_options(parser, group)
     add(
         group,
         "--use-plugin",
@@ -70,6 +57,25 @@ def add_workflow_options(parser: Parser) -> None:
         "--sloppy",
         action="store_true",
         help="coarse low-level features: for trying out and tests only",
+    )
+
+
+def _add_gpu_options(parser: Parser, group: Any) -> None:
+    add = parser.add_option
+    add(
+        group,
+        "--device",
+        metavar="{auto,cpu,cuda,cuda:N}",
+        help="where models and fits run: auto takes the visible GPUs where PyTorch can use them, else the CPU; cuda:N "
+        "is the N-th of the visible ones, from 0 (default auto)",
+    )
+    add(
+        group,
+        "--n-gpu-procs",
+        type=int,
+        metavar="N",
+        help="processes on GPUs at once (default one for each); more than there are GPUs share them, and the least "
+        "loaded comes first",
     )
 
 
