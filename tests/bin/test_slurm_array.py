@@ -315,7 +315,7 @@ def test_refusal_of_sbatch_is_one_sentence_and_leaves_nothing(cluster, monkeypat
         "name); nothing stays submitted.\n"
     )
     assert (cluster.folder / "fake" / "cancelled").read_text() == "101\n"
-    assert cluster.call("--status")[0] == 2
+    assert not list((cluster.out / "logs" / "slurm").iterdir())
 
 
 def test_sbatch_is_missing(cluster, monkeypatch):
@@ -549,6 +549,13 @@ def test_a_task_without_an_end_was_killed_with_its_script(cluster):
     assert reasons(cluster)[2]["101_1"].startswith("killed with its job script, which wrote no end; see ")
 
 
+def test_slurm_knows_that_a_task_is_done_whose_last_record_could_not_be_written(cluster):
+    cluster.call("--participant-label", "01", "--no-group")
+    cluster.record(101, 1, "01", None)
+    cluster.show(101, "JobId=101 ArrayJobId=101 ArrayTaskId=1 JobState=COMPLETED Reason=None")
+    assert reasons(cluster)[::2] == (0, {})
+
+
 def test_tasks_that_never_started(cluster):
     cluster.call("--features-tasks", 1)
     cluster.record(101, 1, "all", 1, stage="features")
@@ -593,8 +600,8 @@ def test_running_tasks_are_not_taken_for_killed_where_slurm_does_not_answer(clus
 
 def test_only_the_last_attempt_of_a_log_counts(cluster):
     cluster.call("--participant-label", "01", "--no-group", "--requeue")
-    cluster.record(101, 1, "01", None)
-    cluster.record(101, 1, "01", 1, restart=1, attempt=2)
+    for restart in (3, 0, 1, 2):
+        cluster.record(101, 1, "01", 1 if restart == 3 else None, restart=restart, attempt=restart + 1)
     start = "slurm-array: participant 01, task 101_1, attempt {}, on n1, T\n"
     cut = "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026 DUE TO PREEMPTION ***\n"
     cluster.log(101, 1, start.format(1) + cut + start.format(2) + "broken\n")

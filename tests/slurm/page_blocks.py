@@ -15,8 +15,8 @@ def job_scripts(page: str) -> list[str]:
 
 def adapted(script: str, places: dict[str, str], participants: int) -> str:
     """Return a script with the places of a test and with what its one node can give."""
-    for example in sorted(places, key=len, reverse=True):
-        script = re.sub(rf"(?<![\w./-]){re.escape(example)}(?![\w-])", lambda _, at=example: places[at], script)
+    examples = "|".join(map(re.escape, sorted(places, key=len, reverse=True)))
+    script = re.sub(rf"(?<![\w./-])({examples})(?![\w-])", lambda match: places[match.group(1)], script)
     script = re.sub(r"^#SBATCH --(gres|gpus|time|account|qos|dependency|constraint)\b.*\n", "", script, flags=re.M)
     script = re.sub(r"^(#SBATCH --mem)[= ]\S+", r"\1=2500M", script, flags=re.M)
     script = re.sub(r"^(#SBATCH --mem-per-cpu)[= ]\S+", r"\1=2500M", script, flags=re.M)
@@ -26,9 +26,9 @@ def adapted(script: str, places: dict[str, str], participants: int) -> str:
 
 
 def main() -> None:
-    """Write the scripts of PAGE into FOLDER; the other words are EXAMPLE=PLACE."""
+    """Write the scripts of PAGE into FOLDER; the other words are a place of the page and that of the test, in turn."""
     page, folder, *pairs = sys.argv[1:]
-    places = dict(pair.split("=", 1) for pair in pairs)
+    places = dict(zip(pairs[::2], pairs[1::2], strict=True))
     for number, script in enumerate(job_scripts(Path(page).read_text(encoding="utf-8")), start=1):
         path = Path(folder) / f"block-{number}.sh"
         path.write_text(adapted(script, places, participants=3), encoding="utf-8")
