@@ -164,6 +164,11 @@ def test_nothing_is_set_that_was_not_asked_for(cluster):
     assert lines == ["#SBATCH --job-name=bids-mllm-participant", "#SBATCH --open-mode=append"]
 
 
+def test_work_folder_may_be_a_disk_that_only_nodes_have(cluster):
+    assert cluster.call("--work-dir", "/proc/none/work")[0] == 0
+    assert "work=/proc/none/work/" in cluster.script().read_text()
+
+
 def test_group_after_any_and_no_group(cluster):
     cluster.call("--group-after", "any", "--participant-label", "01")
     assert "--dependency=afterany:101" in cluster.calls()[1]
@@ -421,12 +426,21 @@ def test_paths_that_apptainer_cannot_bind(cluster):
 def test_relative_paths_become_absolute_but_words_do_not(cluster):
     for name in ("models/qwen", "motionenergy", "films", "fmriprep"):
         (cluster.folder / name).mkdir(parents=True)
-    words = ["--models", "motionenergy", "q=models/qwen", "--stimuli-dir", "films", "-d", "fmriprep=fmriprep"]
+    words = [
+        "--models",
+        "motionenergy",
+        "q=models/qwen",
+        "--stimuli-dir",
+        "films",
+        "-d",
+        "fmriprep=fmriprep",
+        "fmriprep",
+    ]
     cluster.call("--", *words, "--test-task", "none/here")
     here = str(cluster.folder)
-    assert command_of(cluster.script())[4:13] == [
+    assert command_of(cluster.script())[4:14] == [
         "--models", "motionenergy", f"q={here}/models/qwen", "--stimuli-dir", f"{here}/films", "-d",
-        f"fmriprep={here}/fmriprep", "--test-task", "none/here",
+        f"fmriprep={here}/fmriprep", f"{here}/fmriprep", "--test-task", "none/here",
     ]  # fmt: skip
 
 
