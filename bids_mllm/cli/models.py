@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_mllm import __version__
+from bids_mllm.cli.environment import settle_home
 from bids_mllm.exceptions import BidsMllmError, UsageError
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     commands = {"list": _list, "show": _show, "check": _check, "prefetch": _prefetch}
     try:
+        settle_home()
         return commands[options.command](options)
     except BidsMllmError as error:
         sys.stderr.write(f"bids-mllm-models: {error}\n")

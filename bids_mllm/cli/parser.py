@@ -423,9 +423,7 @@ def _absolute(value: Any) -> Any:
         try:
             return Path(os.path.abspath(value.expanduser()))  # noqa: PTH100  links stay as the user wrote them
         except RuntimeError:
-            raise UsageError(
-                f"{value} begins with ~, but this user has no home folder; give the path in full."
-            ) from None
+            raise UsageError(f"{value} begins with ~, but there is no home folder; give the path in full.") from None
     if isinstance(value, dict):
         return {key: _absolute(item) for key, item in value.items()}
     return tuple(_absolute(item) for item in value) if isinstance(value, tuple) else value

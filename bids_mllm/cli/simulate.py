@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_mllm import __version__
+from bids_mllm.cli.environment import settle_home
 from bids_mllm.exceptions import BidsMllmError
 
 
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(argv)
     try:
+        settle_home()
         if options.compare is not None:
             return _compare(options.out, options.compare)
         from bids_mllm.simulate.dataset import simulate_dataset

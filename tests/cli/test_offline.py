@@ -1,5 +1,6 @@
 """Machines without a network, a home, a name for the user, or a root that can be written, as containers are."""
 
+import importlib
 import os
 import re
 import shutil
@@ -68,8 +69,37 @@ def test_a_user_who_has_no_home_at_all(bare, monkeypatch):
     monkeypatch.setattr(environment.Path, "home", no_home)
     settle_home()
     assert os.environ["HOME"] == str(own_folder(bare))
-    with pytest.raises(UsageError, match=r"~/x begins with ~, but this user has no home folder; give the path in full"):
-        parse_settings([str(bare), "~/x", "participant"])
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "target"),
+    [
+        ("simulate", ["new"], "bids_mllm.simulate.dataset.simulate_dataset"),
+        ("models", ["check", "vitbase"], "bids_mllm.features.models.check.check_model"),
+        ("templates", ["list"], "bids_mllm.io.templates.templates_folder"),
+        ("run", [".", "out", "participant"], "bids_mllm.workflows.plan.plan_study"),
+    ],
+)
+def test_every_command_that_needs_it_settles_the_home_first(bare, monkeypatch, command, words, target):
+    os.environ["HOME"] = "/nonexistent"
+    seen = []
+
+    def look(*_arguments, **_options):
+        seen.append(os.environ["HOME"])
+        raise UsageError("enough")
+
+    monkeypatch.setattr(target, look)
+    assert importlib.import_module(f"bids_mllm.cli.{command}").main(words) == 2
+    assert seen == [str(own_folder(bare))]
+
+
+def test_a_path_in_a_home_that_there_is_not():
+    code = "from bids_mllm.cli.run import main; import sys; sys.exit(main(['.', '~nobody-at-all/x', 'participant']))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == (
+        "bids-mllm: ~nobody-at-all/x begins with ~, but there is no home folder; give the path in full.\n"
+    )
 
 
 def test_a_home_that_cannot_be_written_is_still_read(bare, tmp_path, monkeypatch):
@@ -136,12 +166,10 @@ class Sandbox:
 
     def run(self, *words: object, trace: Path | None = None) -> subprocess.CompletedProcess[str]:
         script = PREPARE.format(writable=" ".join(map(str, self.writable.values())), **self.writable)
+        sandboxed = ["unshare", "--map-root-user", "--net", "--mount", "bash", "-c", script, "bash"]
         tracing = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-e", f"trace={CALLS}", "-o", str(trace)]
-        return subprocess.run(
-            ["unshare", "--map-root-user", "--net", "--mount", "bash", "-c", script, "bash", *(tracing if trace else [])]
-            + list(map(str, words)),
-            capture_output=True, text=True, check=False, timeout=900,
-        )  # fmt: skip
+        command = [*sandboxed, *(tracing if trace else ()), *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
 
     def app(self, *words: object, home: str | None = None, trace: Path | None = None, program: str = "run"):
         home_words = ["env", f"HOME={home}"] if home is not None else []
@@ -257,7 +285,6 @@ def test_the_other_commands_work_in_the_sandbox(sandbox, study):
         ("models", ["check", "tiny", study / "models" / "qwen25vltiny"], "tiny: 0 of"),
         ("templates", ["list"], "0 of "),
         ("features", ["gc", "--dry-run", sandbox.writable["features"]], "would free"),
-        ("simulate", ["--help"], "usage: bids-mllm-simulate"),
     ):
         found = sandbox.app(*words, program=program)
         assert found.returncode == 0, found.stderr
