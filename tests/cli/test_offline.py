@@ -77,11 +77,12 @@ def test_a_user_who_has_no_home_at_all(bare, monkeypatch):
         ("simulate", ["new"], "bids_mllm.simulate.dataset.simulate_dataset"),
         ("models", ["check", "vitbase"], "bids_mllm.features.models.check.check_model"),
         ("templates", ["list"], "bids_mllm.io.templates.templates_folder"),
-        ("run", [".", "out", "participant"], "bids_mllm.workflows.plan.plan_study"),
+        ("run", ["tmp", "out", "participant"], "bids_mllm.workflows.plan.plan_study"),
     ],
 )
 def test_every_command_that_needs_it_settles_the_home_first(bare, monkeypatch, command, words, target):
     os.environ["HOME"] = "/nonexistent"
+    monkeypatch.chdir(bare.parent)
     seen = []
 
     def look(*_arguments, **_options):
