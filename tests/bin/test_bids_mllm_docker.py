@@ -260,6 +260,20 @@ def test_folders_within_bound_ones_keep_their_place(printed, tmp_path):
     assert places == sorted(places, key=lambda word: word.split(",")[2]), "an inner folder would be hidden by an outer"
 
 
+def test_a_folder_of_a_datalad_data_set_comes_with_the_content(printed, tmp_path):
+    Path("ds/.git/annex/objects").mkdir(parents=True)
+    for folder in ("ds/prep", "ds/films", "own/.git/annex"):
+        Path(folder).mkdir(parents=True)
+    command, _ = printed("raw", "out", "participant", "-d", "ds/prep", "own=own", "--stimuli-dir", "ds/films")
+    bound = mounts(command)
+    assert bound["/derivatives/prep"] == (str(tmp_path / "ds"), False)
+    assert bound["/derivatives/own"] == (str(tmp_path / "own"), False)
+    assert "/stimuli" not in bound
+    assert arguments(command)[3:8] == [
+        "-d", "/derivatives/prep/prep", "own=/derivatives/own", "--stimuli-dir", "/derivatives/prep/films",
+    ]  # fmt: skip
+
+
 def test_a_link_out_of_the_data_is_bound_by_itself_and_told(printed, capsys, tmp_path):
     Path("elsewhere/fmriprep").mkdir(parents=True)
     Path("raw/derivatives").mkdir()
