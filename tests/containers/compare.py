@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Hold what the app wrote in a container against what it wrote outside; status 1 where something differs.
+
+usage: compare.py OUTSIDE INSIDE [--root FOLDER] [--without NAME]
+
+OUTSIDE and INSIDE are output folders. FOLDER stands outside for `/` in the container: FOLDER/data there is /data here.
+Numbers may differ by 1e-5; all else is equal but for times, the names that runs get, and what says where the app ran:
+the container, its memory.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from safetensors.numpy import load_file
+
+TOLERANCE = 1e-5
+#: Keys, of JSON and TOML files, whose values say where and when the app ran.
+PLACE_KEYS = {"Container", "mem_mb"}
+TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( UTC)?")
+RUN_ID = re.compile(r"[0-9a-f]{12}")
+
+
+class DifferenceError(Exception):
+    """What is different in a file."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compare two folders and print what was found."""
+    parser = argparse.ArgumentParser(description="Hold results of a container against those of a run outside.")
+    parser.add_argument("outside", type=Path)
+    parser.add_argument("inside", type=Path)
+    parser.add_argument("--root", default="", help="folder that stands for / of the container")
+    parser.add_argument("--without", metavar="NAME", help="leave out folders of this name")
+    options = parser.parse_args(argv)
+    outside, inside = (files_of(folder, options.without) for folder in (options.outside, options.inside))
+    findings = list(differences(outside, inside, options.root))
+    for finding in findings[:20]:
+        sys.stdout.write(f"{finding}\n")
+    if len(findings) > 20:
+        sys.stdout.write(f"... and {len(findings) - 20} more\n")
+    kinds = Counter(kind_of(path) for path in outside.values())
+    counts = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    sys.stdout.write(f"{sum(kinds.values())} files compared ({counts}): {len(findings)} differ\n")
+    return 1 if findings else 0
+
+
+def differences(expected: dict[str, Path], found: dict[str, Path], root: str) -> Iterator[str]:
+    """Give a sentence for each file that is missing, new or different."""
+    if not expected:
+        yield "There are no files outside."
+    for name in sorted(expected.keys() - found.keys()):
+        yield f"{name} is missing inside."
+    for name in sorted(found.keys() - expected.keys()):
+        yield f"{name} is there inside only."
+    for name in sorted(expected.keys() & found.keys()):
+        try:
+            COMPARE.get(kind_of(expected[name]), same_bytes)(expected[name], found[name], root)
+        except DifferenceError as difference:
+            yield f"{name}: {difference}"
+
+
+def files_of(folder: Path, without: str | None = None) -> dict[str, Path]:
+    """Return the files below a folder, with the names that runs get replaced by the level that was run."""
+    named = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and without not in parts[:-1]:
+            named["/".join(_level(path) if RUN_ID.fullmatch(part) else part for part in parts)] = path
+    return named
+
+
+def _level(path: Path) -> str:
+    settings = tomllib.loads((path.parent / "bids-mllm.toml").read_text("utf-8"))
+    return f"<{settings['analysis_level']}>"
+
+
+def kind_of(path: Path) -> str:
+    """Return the last part of a name that says what is in the file."""
+    return ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix or path.name
+
+
+def same_images(outside: Path, inside: Path, root: str) -> None:
+    """Equal grids and values within the tolerance."""
+    one, other = nib.load(outside), nib.load(inside)
+    if one.shape != other.shape or not np.array_equal(one.affine, other.affine):
+        raise DifferenceError(f"the grids differ ({one.shape} and {other.shape})")
+    same_numbers(one.get_fdata(), other.get_fdata())
+
+
+def same_tensors(outside: Path, inside: Path, root: str) -> None:
+    """The same arrays with values within the tolerance."""
+    one, other = load_file(outside), load_file(inside)
+    if one.keys() != other.keys():
+        raise DifferenceError(f"the arrays are {sorted(one)} and {sorted(other)}")
+    for name, values in one.items():
+        if values.shape != other[name].shape or values.dtype != other[name].dtype:
+            raise DifferenceError(
+                f"{name} is {values.shape} {values.dtype} and {other[name].shape} {other[name].dtype}"
+            )
+        same_numbers(values, other[name])
+
+
+def same_numbers(one: np.ndarray, other: np.ndarray) -> None:
+    """NaN in the same places, values within the tolerance."""
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    if not np.array_equal(np.isnan(one), np.isnan(other)):
+        raise DifferenceError("NaN stands in other places")
+    gap = float(np.nanmax(np.abs(one - other), initial=0.0))
+    if gap > TOLERANCE:
+        raise DifferenceError(f"values differ by {gap:.2g}")
+
+
+def same_tables(outside: Path, inside: Path, root: str) -> None:
+    """Cell by cell: numbers within the tolerance, words equal."""
+    one, other = (path.read_text("utf-8").splitlines() for path in (outside, inside))
+    if len(one) != len(other):
+        raise DifferenceError(f"{len(one)} and {len(other)} lines")
+    for number, (left, right) in enumerate(zip(one, other, strict=True), start=1):
+        cells, others = left.split("\t"), right.split("\t")
+        if len(cells) != len(others) or not all(map(_same_cell, cells, others)):
+            raise DifferenceError(f"line {number} is {left!r} and {right!r}")
+
+
+def _same_cell(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    try:
+        return abs(float(one) - float(other)) <= TOLERANCE
+    except ValueError:
+        return False
+
+
+def same_json(outside: Path, inside: Path, root: str) -> None:
+    """Equal but for the keys that say where the app ran."""
+    one, other = (json.loads(path.read_text("utf-8")) for path in (outside, inside))
+    _same_values(one, other, root, "")
+
+
+def same_settings(outside: Path, inside: Path, root: str) -> None:
+    """Equal but for the keys that say where the app ran."""
+    one, other = (tomllib.loads(path.read_text("utf-8")) for path in (outside, inside))
+    _same_values(one, other, root, "")
+
+
+def _same_values(one: Any, other: Any, root: str, where: str) -> None:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = (one.keys() | other.keys()) - PLACE_KEYS
+        for key in sorted(keys):
+            if key not in one or key not in other:
+                raise DifferenceError(f"{where}/{key} is on one side only")
+            _same_values(one[key], other[key], root, f"{where}/{key}")
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+            _same_values(left, right, root, f"{where}/{number}")
+    elif not _same_value(one, other, root):
+        raise DifferenceError(f"{where} is {one!r} and {other!r}")
+
+
+def _same_value(one: Any, other: Any, root: str) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return _plain(one, root) == _plain(other, "")
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= TOLERANCE
+    return type(one) is type(other) and bool(one == other)
+
+
+def same_text(outside: Path, inside: Path, root: str) -> None:
+    """Equal but for times."""
+    one = _plain(outside.read_text("utf-8"), root).splitlines()
+    other = _plain(inside.read_text("utf-8"), "").splitlines()
+    if len(one) != len(other):
+        raise DifferenceError(f"{len(one)} and {len(other)} lines")
+    for number, (left, right) in enumerate(zip(one, other, strict=True), start=1):
+        if left != right:
+            raise DifferenceError(f"line {number} is {left[:200]!r} and {right[:200]!r}")
+
+
+def _plain(text: str, root: str) -> str:
+    return TIME.sub("<time>", text.replace(root, "") if root else text)
+
+
+def same_bytes(outside: Path, inside: Path, root: str) -> None:
+    """Equal byte by byte."""
+    if outside.read_bytes() != inside.read_bytes():
+        raise DifferenceError("the bytes differ")
+
+
+COMPARE: dict[str, Callable[[Path, Path, str], None]] = {
+    ".nii.gz": same_images,
+    ".safetensors": same_tensors,
+    ".tsv": same_tables,
+    ".json": same_json,
+    ".toml": same_settings,
+    ".html": same_text,
+    ".md": same_text,
+    ".tex": same_text,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
