@@ -242,6 +242,7 @@ def _connect_ceiling(
     method = ceiling_method(plan.settings, plan.designs, design)
     if method is None:
         return
+    device = "cpu" if method == "repeats" else device  # correlations of viewings, no fits
     others = [one for one in plan.designs if one.place == design.place and one is not design]
     viewers = [design, *(others if method != "repeats" else [])]
     label = _label(design)

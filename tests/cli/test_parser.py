@@ -126,6 +126,7 @@ USES: dict[str, tuple[list[str], str, object]] = {
     "--resource-monitor": ([], "resource_monitor", True),
     "--sloppy": ([], "sloppy", True),
     "--dry-run": ([], "dry_run", True),
+    "--stages": (["fit"], "stages", ("fit",)),
     "--reports-only": ([], "reports_only", True),
     "--boilerplate-only": ([], "boilerplate_only", True),
     "--md-only-boilerplate": ([], "md_only_boilerplate", True),

@@ -217,7 +217,17 @@ def test_the_device_is_no_part_of_a_nodes_hash(interface):
 
 
 @pytest.fixture(scope="module")
-def graph(study, tmp_path_factory):
+def make_graph(study, tmp_path_factory):
+    """Build the graph of a study on GPUs with a ceiling by the method given."""
+    return lambda ceiling: graph_of(study, tmp_path_factory, ceiling)
+
+
+@pytest.fixture(scope="module")
+def graph(make_graph):
+    return make_graph("participants")
+
+
+def graph_of(study, tmp_path_factory, ceiling):
     folder = tmp_path_factory.mktemp("graph")
     models = ["motionenergy", f"tiny={study / 'models/qwen25vltiny'}"]
     words = [
@@ -228,7 +238,7 @@ def graph(study, tmp_path_factory):
     plan = plan_study(parse_settings([str(word) for word in words]))
     with pytest.MonkeyPatch.context() as patch:
         # Two participants are too few for a ceiling of one's own, which would be asked for above.
-        patch.setattr(participant, "ceiling_method", lambda *_: "participants")
+        patch.setattr(participant, "ceiling_method", lambda *_: ceiling)
         return participant.init_participant_wf(plan, device="cuda")
 
 
@@ -239,6 +249,15 @@ def test_nodes_that_run_on_gpus_take_one_place_there(graph, kind):
     for node in nodes:
         assert node.is_gpu_node()
         assert (node.n_procs, node.inputs.device) == (1, "cuda")
+
+
+def test_a_ceiling_from_repeats_leaves_gpus_alone(make_graph):
+    graph = make_graph("repeats")
+    nodes = [graph.get_node(name) for name in graph.list_node_names() if name.startswith("ceiling")]
+    assert nodes
+    assert [(node.is_gpu_node(), node.n_procs, node.inputs.device) for node in nodes] == [(False, 2, "cpu")] * len(
+        nodes
+    )
 
 
 def test_models_without_weights_leave_gpus_alone(graph):
