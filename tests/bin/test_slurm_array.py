@@ -557,6 +557,12 @@ def test_reasons(cluster, status, log, line, reason):
     assert f"0 done, 0 running, 0 pending, 1 failed. Records and logs: {cluster.state()}" in out
 
 
+def test_a_task_that_was_asked_to_end(cluster):
+    cluster.call("--participant-label", "01", "--no-group")
+    cluster.record(101, 1, "01", 143, stopped="TERM")
+    assert reasons(cluster)[2] == {"101_1": "stopped by SIGTERM"}
+
+
 def test_a_task_without_an_end_was_killed_with_its_script(cluster):
     cluster.call("--participant-label", "01", "--no-group")
     cluster.record(101, 1, "01", None)
