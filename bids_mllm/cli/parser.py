@@ -40,7 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="bids-mllm",
         description="Which multimodal language model, which instruction and which layer predicts which part of "
         "each brain: a BIDS-App for people watching films.",
-        epilog="Exit status: 0 done; 1 a crash; 2 wrong usage; 70 the data do not allow what was asked.",
+        epilog="Exit status: 0 done; 1 a crash; 2 wrong usage; 70 the data do not allow what was asked; 143 ended by "
+        "SIGTERM.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -71,7 +72,13 @@ def add_discover_options(parser: Parser) -> None:
     """Which data take part."""
     group = parser.add_argument_group("data")
     add = parser.add_option
-    add(group, "--participant-label", nargs="+", metavar="LABEL", help="participants, with or without sub-")
+    add(
+        group,
+        "--participant-label",
+        nargs="+",
+        metavar="LABEL",
+        help="participants, with or without sub- (default: all)",
+    )
     add(
         group,
         "--session-label",
@@ -79,10 +86,10 @@ def add_discover_options(parser: Parser) -> None:
         nargs="+",
         metavar="LABEL",
         dest="session_label",
-        help="sessions",
+        help="sessions, with or without ses- (default: all)",
     )
-    add(group, "-t", "--task-id", nargs="+", metavar="LABEL", dest="task_id", help="tasks")
-    add(group, "--run-id", nargs="+", metavar="N", help="runs; 1 and 01 are the same run")
+    add(group, "-t", "--task-id", nargs="+", metavar="LABEL", dest="task_id", help="tasks (default: all)")
+    add(group, "--run-id", nargs="+", metavar="N", help="runs; 1 and 01 are the same run (default: all)")
     add(
         group,
         "--bids-filter-file",
@@ -103,7 +110,8 @@ def add_discover_options(parser: Parser) -> None:
         "--derivatives",
         nargs="+",
         metavar="NAME=PATH",
-        help="the fMRIPrep derivative as fmriprep=PATH (default: the one under BIDS_DIR/derivatives)",
+        help="derivatives that are searched, such as fmriprep=PATH xcpd=PATH (default: the one of fMRIPrep under "
+        "BIDS_DIR/derivatives)",
     )
     add(
         group,
@@ -148,7 +156,7 @@ def add_fit_options(parser: Parser) -> None:
     """Cleaning, fitting and scoring."""
     group = parser.add_argument_group("encoding")
     add = parser.add_option
-    add(group, "--confounds", choices=CONFOUNDS, help="strategy of nilearn's load_confounds (default simple)")
+    add(group, "--confounds", choices=CONFOUNDS, help="strategy of nilearn's load_confounds (default simple), or none")
     add(group, "--high-pass", type=float, metavar="HZ", help="cosine high-pass, 0 = none (default 0.0078125)")
     add(group, "--delays", nargs="+", type=int, metavar="TR", help="delays in TRs (default 1 2 3 4 5)")
     add(

@@ -28,10 +28,16 @@ def add_workflow_options(parser: Parser) -> None:
         type=int,
         metavar="N",
         dest="nprocs",
-        help="processes at most",
+        help="processes at most (default: what Slurm, the CPU affinity or the control group allows)",
     )
-    add(group, "--omp-nthreads", type=int, metavar="N", help="threads of one process at most")
-    add(group, "--mem", metavar="SIZE", help="memory at most, with suffix K, M, G or T (MB without)")
+    add(group, "--omp-nthreads", type=int, metavar="N", help="threads of one process at most (default 1)")
+    add(
+        group,
+        "--mem",
+        metavar="SIZE",
+        help="memory at most, with suffix K, M, G or T (MB without; default: nine tenths of "
+        "what Slurm, the control group or the machine allows)",
+    )
     _add_gpu_options(parser, group)
     add(
         group,
@@ -131,6 +137,11 @@ def add_output_options(parser: Parser) -> None:
         help="write the reports again from results that are there",
     )
     add(group, "--boilerplate-only", action="store_true", help="write the methods text only")
-    add(group, "--md-only-boilerplate", action="store_true", help="methods text as Markdown and BibTeX only")
+    add(
+        group,
+        "--md-only-boilerplate",
+        action="store_true",
+        help="methods text as Markdown and BibTeX only; all else runs",
+    )
     add(group, "--notrack", action="store_true", help="accepted for compatibility; nothing is ever tracked")
     add(group, "-v", "--verbose", action="count", help="more messages; repeat for more")
