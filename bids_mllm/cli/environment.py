@@ -34,6 +34,10 @@ def settle_home() -> None:
     """
     if not _has_name():
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    hub = os.environ.get("HF_HOME")
+    if hub and Path(hub).is_dir() and not os.access(hub, os.W_OK):
+        for variable in ("HF_MODULES_CACHE", "HF_XET_CACHE"):
+            os.environ.setdefault(variable, str(_own_folder() / CACHES[variable]))
     home = _home()
     if home is not None and os.access(home, os.W_OK):
         return

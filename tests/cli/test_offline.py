@@ -115,6 +115,19 @@ def test_a_home_that_cannot_be_written_is_still_read(bare, tmp_path, monkeypatch
     assert os.environ["XDG_CACHE_HOME"] == str(own_folder(bare) / "cache")
 
 
+def test_a_cache_of_the_hub_that_cannot_be_written_gets_no_code(bare, tmp_path):
+    os.environ["HOME"] = str(tmp_path)
+    os.environ["HF_HOME"] = str(tmp_path / "new")  # made by the hub's client
+    settle_home()
+    assert not set(CACHES) & set(os.environ)
+    os.environ["HF_HOME"] = "/proc/1"
+    settle_home()
+    changed = {name for name in CACHES if name in os.environ}
+    assert changed == {"HF_MODULES_CACHE", "HF_XET_CACHE"}
+    assert os.environ["HF_MODULES_CACHE"] == str(own_folder(bare) / "huggingface-modules")
+    os.environ["HF_HOME"] = str(tmp_path / "new")  # made by the hub's client
+
+
 def test_a_folder_for_caches_that_others_can_write_is_refused(bare, tmp_path):
     os.environ["HOME"] = "/nonexistent"
     own_folder(bare).mkdir(mode=0o700)
