@@ -165,7 +165,7 @@ def write_dataset_files(
     `container` is BIDS's Container of what ran: Type, Tag.
     """
     generator = {"Name": "bids-mllm", "Version": version, "CodeURL": CODE_URL}
-    with _locked(output_dir):
+    with locked_dataset(output_dir):
         path = output_dir / "dataset_description.json"
         _warn_of_other_version(path, version)
         content = {
@@ -182,7 +182,8 @@ def write_dataset_files(
 
 
 @contextmanager
-def _locked(output_dir: Path) -> Iterator[None]:
+def locked_dataset(output_dir: Path) -> Iterator[None]:
+    """Hold the lock of the files that belong to the whole data set, which parallel jobs write at once."""
     try:
         (output_dir / "logs").mkdir(parents=True, exist_ok=True)
         lock = FileLock(output_dir / "logs" / ".dataset.lock", timeout=120)

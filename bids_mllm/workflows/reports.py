@@ -21,7 +21,6 @@ from bids_mllm.io.files import read_json, write_text
 from bids_mllm.io.results import ModelResult, find_results
 from bids_mllm.io.tables import read_feature_table
 from bids_mllm.records import Fold, ModelSpec, ParticipantDesign
-from bids_mllm.report.citations import citation_files
 from bids_mllm.report.clock_charts import clock_blocks, clock_warnings
 from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
@@ -48,14 +47,6 @@ from bids_mllm.workflows.statistics import ceiling_method, cv_options
 def bibliography() -> str:
     """Return the packaged BibTeX."""
     return (files("bids_mllm") / "data" / "boilerplate.bib").read_text(encoding="utf-8")
-
-
-def write_citations(plan: StudyPlan) -> None:
-    """Write the methods text as ``logs/CITATION.{md,bib,html,tex}`` of the output folder."""
-    markdown = methods_text(methods_facts(plan, plan.designs))
-    contents = citation_files(markdown, bibliography(), md_only=plan.settings.md_only_boilerplate)
-    for name, text in contents.items():
-        write_text(plan.settings.output_dir / "logs" / name, text)
 
 
 def model_cards(plan: StudyPlan) -> tuple[ModelCard, ...]:
