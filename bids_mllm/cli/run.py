@@ -65,9 +65,13 @@ def _set_up_logging(verbose: int) -> None:
 
 def _set_up_environment(settings: Settings) -> None:
     """Bound the threads of every worker and keep libraries off the network and homes that cannot be written."""
+    from threadpoolctl import threadpool_limits
+
     settle_home()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(settings.omp_nthreads)
+    # This process has numpy already, whose library read the variables when it was loaded.
+    threadpool_limits(settings.omp_nthreads)
     os.environ.setdefault("NO_ET", "1")
     os.environ.setdefault("MPLBACKEND", "Agg")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -95,8 +99,8 @@ def _participant(settings: Settings) -> int:
     plan = _built(partial(plan_study, settings))
     _tell_dropped(plan)
     from bids_mllm.io.derivatives import write_dataset_files
+    from bids_mllm.workflows.citations import write_citations
     from bids_mllm.workflows.facts import dataset_facts
-    from bids_mllm.workflows.reports import write_citations
 
     write_dataset_files(settings.output_dir, **dataset_facts(plan))
     write_citations(plan)

@@ -1,6 +1,8 @@
 """Parts of the command line that need no data."""
 
 import os
+import subprocess
+import sys
 
 from bids_mllm.cli import run
 
@@ -60,3 +62,22 @@ def test_an_unforeseen_error_while_planning_is_one_sentence(call, study, tmp_pat
     assert result.status == 70
     assert "Traceback" not in result.err
     assert result.err.strip().splitlines()[-1].startswith("bids-mllm: The workflow could not be built (KeyError:")
+
+
+THREADS = """
+import sys
+import numpy
+from threadpoolctl import threadpool_info
+from bids_mllm.cli import run
+from bids_mllm.cli.parser import parse_settings
+before = {pool["num_threads"] for pool in threadpool_info()}
+run._set_up_environment(parse_settings(sys.argv[1:]))
+print(before, {pool["num_threads"] for pool in threadpool_info()})
+"""
+
+
+def test_threads_of_a_library_that_is_loaded_are_bound_too(study, tmp_path):
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"}
+    words = [sys.executable, "-c", THREADS, str(study), str(tmp_path), "participant", "--omp-nthreads", "1"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["{2}", "{1}"]

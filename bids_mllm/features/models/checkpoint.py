@@ -205,6 +205,8 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         expected, found = 8 + length + end, path.stat().st_size
         if expected != found:
             raise ValueError(f"{found} bytes, but its header says {expected}")
+    except PermissionError as error:
+        raise CheckpointError(f"The weights' file {path} may not be read by you; change its permissions.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CheckpointError(f"The weights' file {path} is truncated or damaged ({error}); copy it again.") from error
     return tensors

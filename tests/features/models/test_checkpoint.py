@@ -31,6 +31,25 @@ def test_truncated_weights(copy: Path, make_spec: Any, make_readout: Any) -> Non
         FAMILY.plan(make_spec(copy), make_readout("last"))
 
 
+def test_weights_that_may_not_be_read(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copy / "model.safetensors"
+    real = Path.open
+
+    def forbidden(self: Path, *given: Any, **more: Any) -> Any:
+        if self == path:
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *given, **more)
+
+    monkeypatch.setattr(Path, "open", forbidden)  # root may read everything
+    with pytest.raises(CheckpointError, match=r"model\.safetensors may not be read by you; change its permissions"):
+        checkpoint.read_header(path)
+
+
+def test_others_may_read_the_weights_of_a_simulated_model(tiny_folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode for path in tiny_folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
 def test_a_missing_shard(copy: Path, make_spec: Any, make_readout: Any) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -1,6 +1,7 @@
 """The small files of a checkpoint, written as transformers 5 nests them or as older checkpoints split them."""
 
 import json
+import shutil
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -117,6 +118,8 @@ def write_checkpoint(
     model.generation_config.pad_token_id = padding
     with no_progress_bars():
         model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "config.json", weights)  # safetensors lets nobody else read its files
     tokenizer.save_pretrained(folder)
     write_json(folder / "processor_config.json", processor)
     return folder
