@@ -11,10 +11,7 @@ import sys
 from pathlib import Path
 
 #: Variables that an image has of its own or that a process cannot do without.
-KEPT = (
-    "PATH", "REAL_APP", "QUICK", "HF_HUB_OFFLINE", "TEMPLATEFLOW_AUTOUPDATE", "NO_ET", "MPLBACKEND", "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
-)  # fmt: skip
+KEPT = ("PATH", "REAL_APP", "QUICK", "HF_HUB_OFFLINE", "TEMPLATEFLOW_AUTOUPDATE", "NO_ET", "MPLBACKEND")
 WITH_VALUE = ("-B", "--bind", "--env", "-W", "--workdir", "--pwd", "--home", "-H", "--network")
 
 
