@@ -68,12 +68,14 @@ def run_workflow(
         raise
     except Terminated:
         end_processes(getattr(plugin, "worker_pids", ()))
-        if isinstance(plugin, ResilientSlurmPlugin):
-            plugin.cancel()
         _remove_crashes({path for folder in folders for path in folder.glob("crash-*")} - before)
         raise
     except Exception as error:  # noqa: BLE001  nipype raises what the node raised; the crash files tell which
         stopped = error
+    finally:
+        # However the run ended, no job may go on in a folder that the next call works in.
+        if isinstance(plugin, ResilientSlurmPlugin):
+            plugin.cancel()
     _keep_resource_record(workflow, default_crash_dir)
     made = sorted({path for folder in folders for path in folder.glob("crash-*")} - before)
     failures = tuple(read_crash(path) for path in made)
