@@ -7,6 +7,7 @@ import sys
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,6 +22,7 @@ from bids_mllm.io.locks import alone_in
 from bids_mllm.workflows.stopping import terminated_by_sigterm
 
 if TYPE_CHECKING:
+    from bids_mllm.io.results import ModelResult
     from bids_mllm.workflows.plan import StudyPlan
     from bids_mllm.workflows.run import Failure
 
@@ -128,28 +130,46 @@ def _built(make: Callable[[], T]) -> T:
 
 
 def _run_participants(settings: Settings, plan: "StudyPlan", device: str) -> int:
-    from bids_mllm.workflows.run import Failure, describe
+    """Run the graph, write the reports, and clean up where that is asked for; the work folder is held all the time."""
+    if settings.reports_only:
+        return _end_of_participants(settings, plan, ())
+    with alone_in(settings.graph_dir, "participant"):
+        failures = _run_graph(settings, plan, device)
+        end = _end_of_participants if "fit" in settings.stages else _end_of_features
+        status = end(settings, plan, failures)
+        if settings.clean_workdir and status == OK:
+            _clean_up(settings)
+    return status
 
-    failures: tuple[Failure, ...] = ()
-    participants = tuple(dict.fromkeys(design.participant for design in plan.designs))
-    if not settings.reports_only:
-        with alone_in(settings.graph_dir, "participant"):
-            failures = _run_graph(settings, plan, participants, device)
-    if "fit" not in settings.stages:
-        return _end_of_features(settings, failures)
+
+def _end_of_participants(settings: Settings, plan: "StudyPlan", failures: "tuple[Failure, ...]") -> int:
+    """Write the reports, and tell what failed and who is left out."""
+    from bids_mllm.workflows.run import describe
+
+    participants = {design.participant for design in plan.designs}
     reported = _write_reports(plan, failures)
     for line in describe(failures):
         logger.error("%s", line)
     left_out = [label for label in plan.participants if label not in participants]
     for label in left_out:
         logger.error("sub-%s has no run that can be used; the reasons are above.", label)
-    status = CRASH if failures or left_out or not reported else OK
-    if settings.clean_workdir and status == OK:
-        shutil.rmtree(settings.graph_dir, ignore_errors=True)
-    return status
+    return CRASH if failures or left_out or not reported else OK
 
 
-def _end_of_features(settings: Settings, failures: "tuple[Failure, ...]") -> int:
+def _clean_up(settings: Settings) -> None:
+    """Remove what this level has made in the work folder, and the folder where nothing else is in it."""
+    own = settings.graph_dir
+    if own != settings.work_dir:
+        shutil.rmtree(own, ignore_errors=True)
+    of_level = {"participant": ("designs", "fits", "stimuli.json"), "group": ()}[settings.analysis_level]
+    names = (f"bids_mllm_{settings.analysis_level}", f".{settings.analysis_level}.lock", ".proc-*", *of_level)
+    for path in [path for name in names for path in settings.work_dir.glob(name)] if own == settings.work_dir else []:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(OSError):  # the work of other calls is there
+        settings.work_dir.rmdir()
+
+
+def _end_of_features(settings: Settings, plan: "StudyPlan", failures: "tuple[Failure, ...]") -> int:
     """Tell what became of the features, where nothing is to be fitted."""
     from bids_mllm.workflows.run import describe
 
@@ -190,13 +210,12 @@ def _or_none(make: Callable[[], T]) -> T | None:
     return None
 
 
-def _run_graph(
-    settings: Settings, plan: "StudyPlan", participants: Sequence[str], device: str
-) -> "tuple[Failure, ...]":
+def _run_graph(settings: Settings, plan: "StudyPlan", device: str) -> "tuple[Failure, ...]":
     from bids_mllm.workflows.participant import init_participant_wf
     from bids_mllm.workflows.run import run_workflow
 
     run_id = uuid.uuid4().hex[:12]
+    participants = dict.fromkeys(design.participant for design in plan.designs)
     crash_dirs = {f"sub_{label}": settings.output_dir / f"sub-{label}" / "log" / run_id for label in participants}
     shared = settings.output_dir / "logs" / run_id
     for folder in (shared, *crash_dirs.values()):
@@ -213,8 +232,7 @@ def _record_settings(settings: Settings, folder: Path) -> None:
 
 def _group(settings: Settings) -> int:
     from bids_mllm.workflows.group import check_comparable, check_grids, differing_places, group_results, init_group_wf
-    from bids_mllm.workflows.group_report import write_group_report
-    from bids_mllm.workflows.run import Failure, describe, run_workflow
+    from bids_mllm.workflows.run import run_workflow
 
     results = group_results(settings)
     _built(partial(check_comparable, results))
@@ -225,24 +243,30 @@ def _group(settings: Settings) -> int:
         for result in results:
             sys.stdout.write(f"{result.name.participant}\t{result.name.space}\t{result.model}\n")
         return OK
-    failures: tuple[Failure, ...] = ()
-    if not settings.reports_only:
+    if settings.reports_only:
+        return _end_of_group(settings, results, ())
+    with alone_in(settings.graph_dir, "group"):
         shared = settings.output_dir / "logs" / uuid.uuid4().hex[:12]
         _record_settings(settings, shared)
-        with alone_in(settings.graph_dir, "group"):
-            workflow = _built(partial(init_group_wf, settings, results))
-            failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
-    status = CRASH if failures else OK
+        workflow = _built(partial(init_group_wf, settings, results))
+        failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
+        status = _end_of_group(settings, results, failures)
+        if settings.clean_workdir and status == OK:
+            _clean_up(settings)
+    return status
+
+
+def _end_of_group(settings: Settings, results: "Sequence[ModelResult]", failures: "tuple[Failure, ...]") -> int:
+    """Write the report and tell what failed."""
+    from bids_mllm.workflows.group_report import write_group_report
+    from bids_mllm.workflows.run import describe
+
     path = _or_none(partial(write_group_report, settings, results, failures=failures))
-    if path is None:
-        status = CRASH
-    else:
+    if path is not None:
         logger.info("Report: %s", path)
     for line in describe(failures):
         logger.error("%s", line)
-    if settings.clean_workdir and status == OK:
-        shutil.rmtree(settings.graph_dir, ignore_errors=True)
-    return status
+    return CRASH if failures or path is None else OK
 
 
 if __name__ == "__main__":

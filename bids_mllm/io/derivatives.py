@@ -4,18 +4,18 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from bids_mllm.exceptions import StoreError
 from bids_mllm.io.files import read_tsv, write_json, write_text, write_tsv
 from bids_mllm.io.grids import Grid
+from bids_mllm.io.locks import locked
 from bids_mllm.io.maps import LEFT, RIGHT, save_map
 from bids_mllm.records import BoolArray, FloatArray
 
@@ -26,6 +26,8 @@ CODE_URL = "https://github.com/bids-mllm/bids-mllm"
 # Without trailing slashes: a line `figures/` would silence the content but not the folder.
 BIDSIGNORE = ("*.html", "**/figures", "**/log", "*_statmap.*", "*_features.*", "*_split.json", "group")
 MAX_TASK_LABEL = 40
+#: Seconds to wait for another call that writes the files of the whole data set, which takes it less than one.
+LOCK_SECONDS = 120.0
 
 
 def outputs() -> dict[str, Any]:
@@ -184,18 +186,20 @@ def write_dataset_files(
 @contextmanager
 def locked_dataset(output_dir: Path) -> Iterator[None]:
     """Hold the lock of the files that belong to the whole data set, which parallel jobs write at once."""
-    try:
-        (output_dir / "logs").mkdir(parents=True, exist_ok=True)
-        lock = FileLock(output_dir / "logs" / ".dataset.lock", timeout=120)
-        lock.acquire()
-    except OSError as error:
-        raise StoreError(
-            f"The output folder {output_dir} cannot be written ({error}); check its permissions or take another."
-        ) from error
-    try:
+    path = output_dir / "logs" / ".dataset.lock"
+    busy = StoreError(
+        f"The output folder {output_dir} has been locked by another call for {LOCK_SECONDS:.0f} s; see whether one "
+        "hangs that writes there, end it, and run again."
+    )
+    with ExitStack() as held:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(path, wait=LOCK_SECONDS, busy=busy))
+        except OSError as error:
+            raise StoreError(
+                f"The output folder {output_dir} cannot be written ({error}); check its permissions or take another."
+            ) from error
         yield
-    finally:
-        lock.release()
 
 
 def _warn_of_other_version(path: Path, version: str) -> None:

@@ -1,5 +1,8 @@
 """Tasks of one participant each that share output, store and work folder, and calls that must not share it."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,9 +10,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from filelock import FileLock
 
 from bids_mllm.config import Settings
+from bids_mllm.exceptions import StoreError, UsageError
+from bids_mllm.io.derivatives import locked_dataset
+from bids_mllm.io.locks import alone_in
 
 OPTIONS = (
     "--sloppy", "--nprocs", "1", "--confounds", "none", "--alphas", "1", "1e6", "3", "--test-task", "life*",
@@ -69,8 +74,7 @@ def test_folder_of_the_graph(level, labels, folder):
 def test_a_folder_in_use_is_one_sentence(call, study, tmp_path, monkeypatch):
     monkeypatch.setattr("bids_mllm.io.locks.WAIT_SECONDS", 0.1)
     folder = tmp_path / "work/sub-01"
-    folder.mkdir(parents=True)
-    with FileLock(folder / ".participant.lock"):
+    with alone_in(folder, "participant"):
         result = call(*words(study, tmp_path, "01"))
     assert result.status == 2
     sentence = result.err.splitlines()[-1]
@@ -79,15 +83,50 @@ def test_a_folder_in_use_is_one_sentence(call, study, tmp_path, monkeypatch):
     assert not list(folder.rglob("result_*.pklz"))
 
 
-def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
-    from bids_mllm.io.locks import alone_in
+HOLDER = """
+import sys, time
+from pathlib import Path
+from bids_mllm.io.locks import alone_in
+with alone_in(Path(sys.argv[1]), "participant"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
-    def unknown(self):
-        raise NotImplementedError("FileSystem does not appear to support flock")
 
-    monkeypatch.setattr(FileLock, "_acquire", unknown)
-    with alone_in(tmp_path / "new", "participant"):
-        assert (tmp_path / "new").is_dir()
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_mllm.io.locks.WAIT_SECONDS", 0.1)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="in use by another call"), alone_in(tmp_path, "participant"):
+            pass
+        with alone_in(tmp_path, "group"):  # another level works beside it
+            pass
+        holder.kill()
+    with alone_in(tmp_path, "participant"):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch, number):
+    def unknown(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    for hold in (alone_in(tmp_path / "new", "participant"), locked_dataset(tmp_path / "out")):
+        with hold:
+            assert (tmp_path / "new").is_dir()
+
+
+def test_errors_while_the_lock_is_held_stay_what_they_are(tmp_path):
+    with pytest.raises(OSError, match="elsewhere"), alone_in(tmp_path, "participant"):
+        raise OSError("elsewhere")
+
+
+def test_a_data_set_that_stays_locked_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("bids_mllm.io.derivatives.LOCK_SECONDS", 0.1)
+    with locked_dataset(tmp_path), pytest.raises(StoreError, match="has been locked by another call"):  # noqa: SIM117
+        with locked_dataset(tmp_path):
+            pass
 
 
 def test_clean_workdir_leaves_the_work_of_others(call, study, tmp_path):
@@ -96,3 +135,15 @@ def test_clean_workdir_leaves_the_work_of_others(call, study, tmp_path):
     assert call(*words(study, tmp_path, "01"), "--clean-workdir").status == 0
     assert other.is_dir()
     assert not (tmp_path / "work/sub-01").exists()
+
+
+def test_clean_workdir_of_several_leaves_the_work_of_others(call, study, tmp_path):
+    """The group and calls of several work in the folder itself, where tasks of one participant have theirs."""
+    work = tmp_path / "work"
+    other = work / "sub-03/bids_mllm_participant"
+    other.mkdir(parents=True)
+    assert call(*words(study, tmp_path, "01", "02"), "--clean-workdir").status == 0
+    assert [path.name for path in work.iterdir()] == ["sub-03"]
+    assert call(study, tmp_path / "out", "group", "-w", work, "--nprocs", "1", "--clean-workdir").status == 0
+    assert other.is_dir()
+    assert [path.name for path in work.iterdir()] == ["sub-03"]
