@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -16,7 +16,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import UsageError, WorkerKilledError
 from bids_mllm.workflows.gpus import visible_devices
-from bids_mllm.workflows.stopping import guard_worker, raise_if_terminated
+from bids_mllm.workflows.stopping import end_if_asked, guard_worker, raise_if_terminated
 
 logger = logging.getLogger("bids_mllm")
 
@@ -27,6 +27,19 @@ PLUGINS = (*LOCAL_PLUGINS, "SLURM", "PBS", "SGE", "LSF", "OAR", "Condor")
 UNTOLD_PLUGINS = ("SLURMGraph", "PBSGraph", "SGEGraph", "DAGMan")
 #: A fork of a process that has used CUDA cannot use it.
 START_METHOD = "forkserver"
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool whose workers end after the node during which they were asked to."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(_run_and_end, fn, *args, **kwargs)
+
+
+def _run_and_end(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = run(*args, **kwargs)
+    end_if_asked()
+    return result
 
 
 class ResilientMultiProcPlugin(MultiProcPlugin):
@@ -70,7 +83,7 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         self.pool: ProcessPoolExecutor = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
+        return _Pool(
             max_workers=self.processors,
             initializer=_initialise_worker,
             initargs=(self._cwd, self._verbose, self._monitor),

@@ -5,11 +5,13 @@ store are released and temporary files removed. Where a long computation keeps t
 a thread ends the process once its time is over.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import connection
 from types import FrameType
 from typing import Any
 
@@ -85,8 +87,22 @@ def terminated_by_sigterm(seconds: float = MAIN_SECONDS) -> Iterator[None]:
 
 
 def guard_worker() -> None:
-    """Let the calling worker unwind at SIGTERM, until it ends."""
+    """Let the calling worker unwind at SIGTERM, and at the end of the process that started it, however that ended."""
     _Guard(WORKER_SECONDS)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), name="parent", daemon=True).start()
+
+
+def _end_with(sentinel: int) -> None:
+    connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_if_asked() -> None:
+    """End a worker at once that was asked to end and has unwound; its pool would let it wait for more work."""
+    if _asked.is_set():
+        os._exit(Terminated.exit_status)
 
 
 def end_processes(pids: Iterable[int] = (), *, seconds: float = CHILDREN_SECONDS) -> None:
@@ -102,8 +118,8 @@ def end_processes(pids: Iterable[int] = (), *, seconds: float = CHILDREN_SECONDS
 
     found = {process.pid: process for process in psutil.Process().children(recursive=True)}
     for pid in pids:
-        if pid not in found and psutil.pid_exists(pid):
-            found[pid] = psutil.Process(pid)
+        with suppress(psutil.NoSuchProcess):
+            found.setdefault(pid, psutil.Process(pid))
     waited = [process for process in found.values() if not _is_tracker(process)]
     for process in waited:
         _send(process, signal.SIGTERM)
