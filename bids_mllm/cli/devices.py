@@ -42,6 +42,8 @@ def resolve_device(device: str) -> str:
         return device
     devices = visible_devices()
     if not devices and device == "auto":
+        if devices.source == VISIBLE:
+            logger.info("%s is %r, which leaves no GPU visible; the CPU is used.", VISIBLE, os.environ[VISIBLE])
         return "cpu"
     if not devices:
         raise UsageError(f"--device is {device}, but {_absent(devices)}; pass --device cpu.")

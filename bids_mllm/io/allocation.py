@@ -10,14 +10,17 @@ MEMORY_SHARE = 0.9
 
 
 def available_cpus(root: Path = Path("/")) -> int:
-    """Processors that this process may use: by Slurm, else by CPU affinity; the control group's quota bounds both.
+    """Processors that this process may use: by Slurm, CPU affinity and the control group's quota, whichever is least.
+
+    Slurm tells them by task, or, where a task was not given a number of its own, by node.
 
     Parameters
     ----------
     root
         Where ``proc`` and ``sys`` are.
     """
-    n_cpus = _number("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0))
+    n_cpus = len(os.sched_getaffinity(0))
+    n_cpus = min(n_cpus, _number("SLURM_CPUS_PER_TASK") or _number("SLURM_CPUS_ON_NODE") or n_cpus)
     for folder in _control_groups(root, "cpu"):
         quota = _words(folder / "cpu.max")
         quota += [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]

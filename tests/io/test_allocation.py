@@ -46,6 +46,13 @@ def test_a_slurm_job(tmp_path, monkeypatch):
     assert available_memory_mb(tmp_path) == pytest.approx(0.9 * 64 * 1024)
 
 
+def test_a_slurm_job_that_asked_for_no_processors(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "1")
+    assert available_cpus(tmp_path) == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
+    assert available_cpus(tmp_path) == 16  # no more than it is bound to
+
+
 def test_a_slurm_job_whose_memory_goes_by_processors(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_MEM_PER_CPU", "2000")
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "4")
