@@ -1,5 +1,6 @@
 """bin/slurm-array with a stand-in of Slurm on PATH: scripts, dependencies, labels, reasons, and what is resumed."""
 
+import ast
 import importlib.util
 import json
 import os
@@ -27,7 +28,9 @@ echo "$count;cluster"
 """
 
 SCONTROL = """#!/bin/bash
-cat "$FAKE/job-${@: -1}" 2>/dev/null && exit
+cut='s/(ArrayTaskId=[^ ]{60})[^ ]*/\\1.../'
+[ "${SLURM_BITSTR_LEN:-64}" = 0 ] && cut=
+sed -E "$cut" "$FAKE/job-${@: -1}" 2>/dev/null && exit
 echo "slurm_load_jobs error: ${FAKE_CONTROLLER_ERROR:-Invalid job id specified}" >&2
 exit 1
 """
@@ -117,6 +120,11 @@ def command_of(script):
     return shlex.split(next(line for line in lines if line.startswith("set -- ") and '"$work"' in line))[2:]
 
 
+def own(call):
+    """Return the options of a call of sbatch that are not in its script."""
+    return call[call.index("--parsable") : -1]
+
+
 def check_syntax(text):
     for shell in ("bash", "sh"):
         found = subprocess.run([shell, "-n"], input=text, capture_output=True, text=True)
@@ -137,8 +145,8 @@ def test_array_and_group_job(cluster):
     assert "participant: job 101, 3 tasks\ngroup: job 102, 1 task\n" in out
     array, group = cluster.calls()
     log = f"{cluster.state()}/log"
-    assert array[:-1] == ["--parsable", f"--output={log}/participant_%A_%a.log", "--array=1-3%2"]
-    assert group[:-1] == [
+    assert own(array) == ["--parsable", f"--output={log}/participant_%A_%a.log", "--array=1-3%2"]
+    assert own(group) == [
         "--parsable", f"--output={log}/group_%j_0.log", "--dependency=afterok:101", "--kill-on-invalid-dep=yes"
     ]  # fmt: skip
     lines = [line for line in cluster.script().read_text().splitlines() if line.startswith("#SBATCH")]
@@ -147,6 +155,8 @@ def test_array_and_group_job(cluster):
         "#SBATCH --account=lab", "#SBATCH --qos=high", "#SBATCH --gres=gpu:1", "#SBATCH --time=08:00:00",
         "#SBATCH --mem=32G", "#SBATCH --cpus-per-task=8", "#SBATCH --requeue", "#SBATCH --constraint=avx512",
     ]  # fmt: skip
+    # Variables such as SBATCH_PARTITION override lines of a script, but no options.
+    assert array[: len(lines)] == [line.partition(" ")[2] for line in lines]
     assert "gpu" not in cluster.script("group").read_text()
     assert command_of(cluster.script()) == [
         "bids-mllm", str(cluster.bids), str(cluster.out), "participant", "--models", "motionenergy", "--test-task",
@@ -191,7 +201,7 @@ def test_features_in_a_job_of_their_own(cluster):
     assert status == 0
     features, array, group = cluster.calls()
     assert "--array=1-2" in features
-    assert array[3:5] == ["--dependency=afterok:101", "--kill-on-invalid-dep=yes"]
+    assert own(array)[3:] == ["--dependency=afterok:101", "--kill-on-invalid-dep=yes"]
     assert "--dependency=afterok:102" in group
     text = cluster.script("features").read_text()
     for line in ("partition=gpu", "gres=gpu:1", "time=01:00:00", "cpus-per-task=4", "mem=8G"):
@@ -226,14 +236,14 @@ def test_variables_of_a_surrounding_job_are_not_inherited(cluster, monkeypatch):
 def test_percent_signs_of_folders_are_no_fields_of_slurm(cluster):
     cluster.out = cluster.folder / "50%j"
     cluster.call()
-    assert cluster.calls()[0][1].startswith(f"--output={cluster.folder}/50%%j/logs/slurm/")
+    assert own(cluster.calls()[0])[1].startswith(f"--output={cluster.folder}/50%%j/logs/slurm/")
 
 
 def test_dry_run_prints_scripts_and_submits_nothing(cluster):
     status, out, _ = cluster.call("--dry-run", "--features-partition", "gpu", "--", "--models", "motionenergy")
     assert status == 0
     assert out.count("#!/bin/sh\n") == 3
-    assert "# participant: sbatch --parsable" in out
+    assert "# participant: sbatch --job-name=bids-mllm-participant --open-mode=append --parsable" in out
     assert "--dependency=afterok:ID-OF-FEATURES" in out
     check_syntax(out)
     assert not cluster.out.exists()
@@ -243,7 +253,7 @@ def test_dry_run_prints_scripts_and_submits_nothing(cluster):
 @pytest.mark.parametrize("words", [(), ("--image", "image.sif", "--nv"), ("--features-tasks", 2)])
 def test_scripts_are_plain_shell(cluster, words):
     (cluster.folder / "image.sif").touch()
-    cluster.call(*words, "--env", "A=b c", "--", "--models", "it's=a b", "$(touch x)", "`id`")
+    cluster.call(*words, "--env", "A=b c", "--", "--task-id", "it's=a b", "$(touch x)", "`id`")
     for script in cluster.state().glob("*.sh"):
         check_syntax(script.read_text())
 
@@ -264,7 +274,15 @@ def test_labels_from_participants_tsv(cluster):
     (cluster.bids / "participants.tsv").write_text(table, encoding="utf-8")
     _, _, err = cluster.call()
     assert (cluster.state() / "labels.txt").read_text() == "02\nx3\n"
-    assert err == "slurm-array: sub-09 is in participants.tsv but has no folder; it is left out.\n"
+    assert err == (
+        "slurm-array: sub-09 is in participants.tsv but has no folder; it is left out.\n"
+        "slurm-array: left out, because participants.tsv does not have them: sub-01.\n"
+    )
+
+
+def test_labels_may_be_given_in_several_options(cluster):
+    assert cluster.call("--participant-label", "01", "--participant-label", "x3")[0] == 0
+    assert (cluster.state() / "labels.txt").read_text() == "01\nx3\n"
 
 
 def test_unknown_label(cluster):
@@ -288,7 +306,10 @@ def test_unknown_label(cluster):
         (("--sbatch-option=--x\nrm",), "--sbatch-option is .* but one line that begins with - was expected."),
         (("--image", "none.sif"), "The image .*none.sif does not exist; build it or give another --image."),
         (("--env", "A"), "--env is 'A', but NAME=VALUE was expected."),
-        (("--app", "'x"), "--app is .*, which is no command"),
+        (("--app", "'x"), "--app is .*, which a shell cannot part into words"),
+        (("--sbatch-option=--comment='x",), "--sbatch-option is .*, which a shell cannot part into words"),
+        (("--image", "bids data", "--app", "bids-mllm"), "argument --app: not allowed with argument --image"),
+        (("--submission", "x"), "--submission names an earlier submission; give it with --status or --resume."),
         (("--status",), "has no record of a submission by slurm-array; submit one first."),
         (("--resume",), "has no record of a submission by slurm-array; submit one first."),
         (("--max-running", "0"), "'0' is not a positive whole number"),
@@ -320,7 +341,7 @@ def test_refusal_of_sbatch_is_one_sentence_and_leaves_nothing(cluster, monkeypat
         "name); nothing stays submitted.\n"
     )
     assert (cluster.folder / "fake" / "cancelled").read_text() == "101\n"
-    assert not list((cluster.out / "logs" / "slurm").iterdir())
+    assert not list((cluster.out / "logs" / "slurm").glob("*/"))
 
 
 def test_sbatch_is_missing(cluster, monkeypatch):
@@ -335,8 +356,91 @@ def test_participants_that_are_queued_are_not_submitted_twice(cluster):
     cluster.show(101, "JobId=101 ArrayJobId=101 ArrayTaskId=1-2%3 JobState=PENDING Reason=Priority")
     status, _, err = cluster.call("--participant-label", "02", "x3")
     assert status == 2
-    assert err.startswith("slurm-array: 02 of the submission before (job 101) are still queued or running;")
+    first = cluster.state().name
+    sentence = f"slurm-array: 02 of the submission {first} (job 101) are still queued or running; wait for them, see "
+    assert err.startswith(sentence)
     assert cluster.call("--participant-label", "x3")[0] == 0
+    # The last submission is done with 02, but the one before is not.
+    assert cluster.call("--participant-label", "02")[2].startswith(sentence)
+    assert len(cluster.calls()) == 4
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_two_calls_at_once_do_not_both_submit(cluster, monkeypatch, locks):
+    if not locks:
+        monkeypatch.setattr(slurm_array.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(38, "no locks")))
+    with slurm_array.alone(cluster.out):
+        for words in ((), ("--resume",)):
+            if words:
+                (cluster.out / "logs" / "slurm" / "20260101T000000Z").mkdir()
+                (cluster.out / "logs" / "slurm" / "20260101T000000Z" / "settings.json").write_text("{}")
+            status, out, err = cluster.call(*words)
+            assert (status, out) == (2, "")
+            assert err.startswith(f"slurm-array: Another slurm-array is submitting to {cluster.out}; wait until it has")
+            assert len(err.splitlines()) == 1
+    assert not cluster.calls()
+    (cluster.out / "logs" / "slurm" / "20260101T000000Z" / "settings.json").unlink()
+    assert cluster.call()[0] == 0
+
+
+def test_arrays_that_the_cluster_does_not_allow(cluster):
+    cluster.show("config", "Configuration data as of 2026", "MaxArraySize            = 3", "MaxJobCount = 2")
+    status, _, err = cluster.call()
+    assert status == 2
+    assert err.startswith("slurm-array: 3 tasks are more than the 2 that an array of this cluster may have (MaxArraySi")
+    assert len(err.splitlines()) == 1
+    assert not cluster.calls()
+    assert cluster.call("--participant-label", "01", "x3")[0] == 0
+
+
+def test_output_folder_that_cannot_be_made(cluster):
+    cluster.out = cluster.folder / "file" / "out"
+    cluster.out.parent.touch()
+    status, _, err = cluster.call()
+    assert (status, err) == (
+        2, f"slurm-array: The folder {cluster.out}/logs/slurm cannot be made (Not a directory); choose another.\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (("--stimuli-dir", "none"), "none"),
+        (("--preset=none.toml",), "none.toml"),
+        (("--models", "q=./none/q"), "none/q"),
+        (("--models", "./none+random"), "none"),
+        (("-d", "fmriprep=none"), "none"),
+        (("-dnone",), "none"),
+        (("--atlas", "Schaefer2018", "none/lh.annot"), "none/lh.annot"),
+        (("--cv-file", "none/{participant}/s.json"), "none"),
+        (("--config_file", "none"), "none"),
+    ],
+)
+def test_paths_that_are_missing_are_told_before_anything_is_submitted(cluster, words, missing):
+    status, _, err = cluster.call("--", *words)
+    option = re.match("--[a-z_-]+|-d", words[0]).group().replace("_", "-")
+    assert status == 2
+    assert err == (
+        f"slurm-array: {option} names {cluster.folder}/{missing}, which does not exist; correct it and submit again.\n"
+    )
+    assert not cluster.calls()
+
+
+def test_paths_that_only_the_image_has_by_an_own_bind_are_not_missing(cluster):
+    (cluster.folder / "image.sif").touch()
+    words = ("--image", "image.sif", "--bind", f"{cluster.bids}:/licences:ro", "--", "--models", "q=/licences/q")
+    assert cluster.call(*words)[0] == 0
+    assert "q=/licences/q" in cluster.script().read_text()
+
+
+def test_variables_that_would_change_what_a_job_is_are_not_inherited(cluster, monkeypatch):
+    for name in ("SBATCH_ARRAY_INX", "SBATCH_WAIT", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "1")
+    cluster.call()
+    seen = (cluster.folder / "fake" / "env-102").read_text()
+    assert "SBATCH_ACCOUNT=1\n" in seen
+    assert "SBATCH_ARRAY_INX" not in seen
+    assert "SBATCH_WAIT" not in seen
 
 
 # ---- images
@@ -346,7 +450,11 @@ def image_command(cluster, *words):
     (cluster.folder / "image.sif").touch()
     status, _, err = cluster.call("--image", "image.sif", "--work-dir", "work", *words)
     assert (status, err) == (0, "")
-    text = re.sub(r"\\\n", " ", cluster.script().read_text())
+    return words_of_image(cluster.script())
+
+
+def words_of_image(script):
+    text = re.sub(r"\\\n", " ", script.read_text())
     return shlex.split(next(line for line in text.splitlines() if line.startswith('set -- "$runner"')))[3:]
 
 
@@ -361,20 +469,31 @@ def test_image_sees_the_folders_of_the_options_read_only(cluster):
         folder.mkdir(parents=True)
     split = cluster.folder / "splits" / "sub-{participant}_split.json"
     split.parent.mkdir()
+    (cluster.bids / "words").mkdir()
     words = image_command(
         cluster, "--features-dir", "store", "--bind", "/opt/licence:/licence:ro", "--", "-d", f"fmriprep={fmriprep}",
         "--models", "motionenergy", f"qwen={models}", f"--stimuli-dir={stimuli}", "--cv-file", split,
-        "--bids-database-dir", cluster.folder / "index", "--feature-table", f"words={cluster.bids}/words",
+        "--bids-database-dir", "index", "--feature-table", f"words={cluster.bids}/words",
     )  # fmt: skip
     root = cluster.folder
     assert bound(words) == [
         *(f"{path}:{path}:{mode}" for path, mode in [
-            (root, "rw"), (cluster.bids, "ro"), (fmriprep, "ro"), (models, "ro"), (split.parent, "ro"), (stimuli, "ro"),
+            (cluster.bids, "ro"), (fmriprep, "ro"), (root / "index", "rw"), (models, "ro"), (cluster.out, "rw"),
+            (split.parent, "ro"), (stimuli, "ro"), (store, "rw"), (root / "work", "rw"),
         ]),
         "/opt/licence:/licence:ro",
     ]  # fmt: skip
     assert words[:4] == ["run", "--cleanenv", "--containall", "--no-home"]
     assert store.is_dir()
+    assert (root / "index").is_dir()
+    assert words[words.index("--bids-database-dir") + 1] == str(root / "index")
+    # The group level reads the data set, the output and what its own options name.
+    assert bound(words_of_image(cluster.script("group"))) == [
+        *(f"{path}:{path}:{mode}" for path, mode in [
+            (cluster.bids, "ro"), (cluster.out, "rw"), (root / "work", "rw")
+        ]),
+        "/opt/licence:/licence:ro",
+    ]  # fmt: skip
 
 
 def test_output_inside_the_data_set_is_bound_after_it(cluster):
@@ -399,11 +518,74 @@ def test_targets_of_links_are_bound(cluster):
         assert f"{folder}:{folder}:ro" in places
 
 
+def test_targets_of_links_in_written_folders_are_bound_for_writing(cluster):
+    other, big, work = (cluster.folder / name for name in ("other disk", "big", "real work"))
+    for folder in (other, big, work, cluster.out / "sourcedata"):
+        folder.mkdir(parents=True)
+    (cluster.out / "feat").symlink_to(other)
+    (cluster.out / "sourcedata" / "features").symlink_to(big)
+    (cluster.out / "sourcedata" / "raw").symlink_to(cluster.bids / "sub-01")
+    (cluster.folder / "work").symlink_to("real work")
+    assert bound(image_command(cluster, "--features-dir", cluster.out / "feat")) == [
+        f"{path}:{path}:{mode}" for path, mode in [
+            (cluster.bids, "ro"), (big, "rw"), (other, "rw"), (cluster.out, "rw"), (cluster.folder / "work", "rw"),
+        ]
+    ]  # fmt: skip
+
+
+def test_a_folder_that_only_seems_to_be_in_a_bound_one_is_bound(cluster):
+    films = cluster.folder / "elsewhere" / "films"
+    films.mkdir(parents=True)
+    (cluster.bids / "stimuli").symlink_to("../elsewhere")
+    places = bound(image_command(cluster, "--", "--stimuli-dir", cluster.bids / "stimuli" / "films"))
+    assert f"{films}:{films}:ro" in places or f"{films.parent}:{films.parent}:ro" in places
+    assert not any(str(cluster.bids / "stimuli") in place for place in places)
+
+
+def test_relative_links_behind_links_are_seen_where_they_lead_in_the_image(cluster):
+    disk, films = cluster.folder / "disk" / "a" / "data", cluster.folder / "disk" / "a" / "films"
+    films.mkdir(parents=True)
+    (disk / "sub-01").mkdir(parents=True)
+    (disk / "stimuli").symlink_to("../films")
+    cluster.bids = cluster.folder / "data"
+    cluster.bids.symlink_to(disk)
+    places = bound(image_command(cluster))
+    assert f"{cluster.bids}:{cluster.bids}:ro" in places
+    assert f"{films}:{cluster.folder}/films:ro" in places
+
+
+def test_content_of_a_datalad_data_set_is_bound_with_one_folder(cluster):
+    root = cluster.folder / "super"
+    cluster.bids = root / "raw"
+    for label in ("01", "02"):
+        content = root / ".git" / "annex" / "objects" / "x" / label / "key" / "key"
+        content.parent.mkdir(parents=True)
+        content.touch()
+        func = cluster.bids / f"sub-{label}" / "ses-1" / "func"
+        func.mkdir(parents=True)
+        (func / "bold.nii.gz").symlink_to(os.path.relpath(content, func))
+    outside = cluster.folder / "linked"
+    outside.mkdir()
+    for label in ("01", "02"):
+        content = root / ".git" / "annex" / "objects" / "x" / label / "key" / "key"
+        (outside / f"{label}.mp4").symlink_to(content)
+    places = bound(image_command(cluster, "--", "--stimuli-dir", outside))
+    assert places == [
+        f"{path}:{path}:{mode}" for path, mode in [
+            (outside, "ro"), (cluster.out, "rw"), (root, "ro"), (cluster.folder / "work", "rw")
+        ]
+    ]  # fmt: skip
+
+
 def test_gpus_are_given_to_the_image_where_a_gres_names_one(cluster):
     assert "--nv" in image_command(cluster, "--gres", "gpu:a100:1", "--participant-label", "01")
     assert "--nv" not in image_command(cluster, "--gres", "tmpdisk:10", "--participant-label", "02")
     assert "--nv" not in cluster.script("group").read_text()
-    assert "--nv" in image_command(cluster, "--sbatch-option=--gpus-per-node=1", "--participant-label", "x3")
+
+
+@pytest.mark.parametrize("line", ["--gpus-per-node=1", "-G 1", "-G1", "--gpus 2", "--gres gpu:1"])
+def test_gpus_are_given_to_the_image_where_a_line_for_sbatch_asks_for_one(cluster, line):
+    assert "--nv" in image_command(cluster, f"--sbatch-option={line}")
 
 
 def test_gpus_are_given_to_the_image_where_that_is_asked_for(cluster):
@@ -423,25 +605,51 @@ def test_paths_that_apptainer_cannot_bind(cluster):
     assert err.endswith("cannot be bound into an image, because it has a colon or a comma; rename it.\n")
 
 
-def test_relative_paths_become_absolute_but_words_do_not(cluster):
-    for name in ("models/qwen", "motionenergy", "films", "fmriprep"):
+def test_relative_paths_become_absolute_but_words_do_not(cluster, monkeypatch):
+    for name in ("models/qwen", "motionenergy", "films", "fmriprep", "cv"):
         (cluster.folder / name).mkdir(parents=True)
+    for name in ("c.toml", "lh.annot", "stories.json", "story"):
+        (cluster.folder / name).touch()
+    (cluster.folder / "image.sif").touch()
     words = [
-        "--models",
-        "motionenergy",
-        "q=models/qwen",
-        "--stimuli-dir",
-        "films",
-        "-d",
-        "fmriprep=fmriprep",
-        "fmriprep",
-    ]
-    cluster.call("--", *words, "--test-task", "none/here")
-    here = str(cluster.folder)
-    assert command_of(cluster.script())[4:14] == [
-        "--models", "motionenergy", f"q={here}/models/qwen", "--stimuli-dir", f"{here}/films", "-d",
-        f"fmriprep={here}/fmriprep", f"{here}/fmriprep", "--test-task", "none/here",
+        "--models", "motionenergy", "q=models/qwen", "models/qwen+random", "hub/name", "r=hub/name",
+        "--stimuli-dir=films", "-d", "fmriprep=fmriprep", "fmriprep", "--preset", "c.toml", "--atlas", "Schaefer",
+        "lh.annot", "--cv-file", "cv/{participant}/s.json", "--bids-database-dir", "db", "--demonstrations",
+        "./stories.json", "--rois", "story", "--test-task", "films", "none/here",
     ]  # fmt: skip
+    given = image_command(cluster, "--", *words)
+    here = str(cluster.folder)
+    start = given.index("--models")
+    assert given[start : start + len(words)] == [
+        "--models", "motionenergy", f"q={here}/models/qwen", f"{here}/models/qwen+random", "hub/name", "r=hub/name",
+        f"--stimuli-dir={here}/films", "-d", f"fmriprep={here}/fmriprep", f"{here}/fmriprep", "--preset",
+        f"{here}/c.toml", "--atlas", "Schaefer", f"{here}/lh.annot", "--cv-file", f"{here}/cv/{{participant}}/s.json",
+        "--bids-database-dir", f"{here}/db", "--demonstrations", f"{here}/stories.json", "--rois", f"{here}/story",
+        "--test-task", "films", "none/here",
+    ]  # fmt: skip
+    # Beside a demonstration and an atlas lie other files that the app looks for.
+    assert bound(given) == [f"{here}:{here}:ro", *(
+        f"{path}:{path}:rw" for path in (cluster.folder / "db", cluster.out, cluster.folder / "work")
+    )]  # fmt: skip
+    cluster.call("--image", "image.sif", "--dry-run", "--", "--preset", "c.toml", "--models", "q=models/qwen")
+    words = ("--participant-label", "01", "--", "--preset", "c.toml", "--cv-file", "cv/{participant}/s.json")
+    places = bound(image_command(cluster, *words))
+    assert f"{here}/c.toml:{here}/c.toml:ro" in places
+    assert f"{here}/cv:{here}/cv:ro" in places
+
+
+def test_table_of_paths_is_that_of_the_app():
+    own_options = {"--features-dir", "--work-dir", "-w"}
+    found = {}
+    for action in app_parser.build_parser()._actions:
+        metavar = action.metavar if isinstance(action.metavar, str) else ""
+        if action.type is Path or any(word in metavar for word in ("PATH", "DIR", "FILE")):
+            found |= {name: metavar for name in action.option_strings if "_" not in name and name not in own_options}
+    assert set(slurm_array.PATHS) == set(found)
+    for name, metavar in found.items():
+        kind = slurm_array.PATHS[name]
+        assert (kind in ("named", "model")) == ("=" in metavar)
+        assert (kind in ("atlas", "preset")) == ("|FILE" in metavar)
 
 
 # ---- the job script
@@ -500,15 +708,18 @@ def test_job_script_hands_sigterm_on_and_waits(cluster, shell):
 
 
 def test_image_is_told_what_the_job_may_use(cluster, monkeypatch):
-    text = '#!/bin/bash\nprintf "%s\\n" "$@" >"$FAKE/apptainer"\n'
+    text = '#!/bin/bash\nprintf "%s\\n" "$@" >"$FAKE/apptainer"; env >"$FAKE/env"\n'
     executable(cluster.folder / "programs" / "apptainer", text)
-    image_command(cluster, "--env", "HF_HOME=/a b")
+    image_command(cluster, "--env", "HF_HOME=/a b", "--env", "WORDS=a,b=$x")
     task = run_task(cluster, 3, SLURM_CPUS_PER_TASK="4", SLURM_MEM_PER_NODE="8000", CUDA_VISIBLE_DEVICES="0,1")
     assert (task.communicate()[0].count("slurm-array:"), task.returncode) == (1, 0)
     words = (cluster.folder / "fake" / "apptainer").read_text().splitlines()
-    given = {words[place + 1] for place, word in enumerate(words) if word == "--env"}
+    # Apptainer parts what --env gives at commas.
+    assert "--env" not in words
+    seen = (cluster.folder / "fake" / "env").read_text().splitlines()
+    given = {line.partition("_")[2] for line in seen if line.startswith("APPTAINERENV_")}
     assert given == {
-        "HF_HOME=/a b", "SLURM_CPUS_PER_TASK=4", "SLURM_MEM_PER_NODE=8000", "CUDA_VISIBLE_DEVICES=0,1"
+        "HF_HOME=/a b", "WORDS=a,b=$x", "SLURM_CPUS_PER_TASK=4", "SLURM_MEM_PER_NODE=8000", "CUDA_VISIBLE_DEVICES=0,1"
     }  # fmt: skip
     image = words.index(str(cluster.folder / "image.sif"))
     assert words[image + 1 : image + 4] == [str(cluster.bids), str(cluster.out), "participant"]
@@ -541,6 +752,10 @@ def reasons(cluster):
         (137, "Killed\n", "JobState=FAILED", "killed by signal 9 (SIGKILL)"),
         (70, "bids-mllm: No film.\nx\n", "", "exit status 70: bids-mllm: No film."),
         (127, "app: not found\n", "", "exit status 127: app: not found"),
+        (255, "INFO: x\nFATAL:   no such image\nlast\n", "", "exit status 255: FATAL:   no such image"),
+        (255, "INFO: x\nlast\n", "", "exit status 255: last"),
+        (193, "last\n", "", "exit status 193: last"),
+        (192, "last\n", "", "killed by signal 64 (SIGRTMAX)"),
         (1, "a film about an oom-kill event\n", "", "exit status 1 (a crash; see LOG)"),
     ],
 )
@@ -594,6 +809,48 @@ def test_never_started_and_cancelled_in_the_queue(cluster):
     assert table["101_2"] == "cancelled before it started"
 
 
+def test_why_slurm_could_not_start_a_task(cluster):
+    cluster.call("--features-tasks", 1)
+    cluster.record(101, 1, "all", 1, stage="features")
+    cluster.show(102, "JobId=102 ArrayJobId=102 ArrayTaskId=2 JobState=FAILED Reason=JobLaunchFailure")
+    _, _, table = reasons(cluster)
+    assert table["102_1"] == "never started, because 101_1 failed"
+    assert table["102_2"] == "never started (FAILED, JobLaunchFailure)"
+
+
+@pytest.mark.parametrize(
+    ("text", "indices"),
+    [
+        ("1-99:2", range(1, 100, 2)), ("0-10:5%3", (0, 5, 10)), ("[1-3,7-9:2%2]", (1, 2, 3, 7, 9)), ("4", (4,)),
+    ],
+)  # fmt: skip
+def test_indices_as_slurm_writes_them(text, indices):
+    assert slurm_array._indices(text) == list(indices)
+
+
+def test_indices_that_cannot_be_read_are_not_taken_for_none():
+    with pytest.raises(slurm_array.SlurmError, match=r"'1,3\.\.\.', which cannot be read"):
+        slurm_array._indices("1,3...")
+
+
+@pytest.mark.parametrize("program", ["scontrol", "sacct"])
+@pytest.mark.parametrize("text", ["1-99:2", ",".join(str(index) for index in range(1, 91) if index % 3)])
+def test_long_lists_of_queued_tasks_are_read_whole(cluster, text, program):
+    for index in range(4, 101):
+        (cluster.bids / f"sub-{index:03}").mkdir()
+    cluster.call("--no-group")
+    if program == "scontrol":
+        cluster.show(101, f"JobId=101 ArrayJobId=101 ArrayTaskId={text}%4 JobState=PENDING Reason=Priority")
+    else:
+        answer = f'[ "$SLURM_BITSTR_LEN" = 0 ] && echo "101_[{text}%4]|PENDING" || echo "101_[1,2...]|PENDING"'
+        executable(cluster.folder / "programs" / "sacct", f"#!/bin/bash\n{answer}\n")
+    queued = 50 if ":" in text else 60
+    assert f" {queued} pending, {100 - queued} failed." in cluster.call("--status")[1]
+    cluster.call("--resume")
+    resumed = next(word for word in cluster.calls()[1] if word.startswith("--array"))
+    assert len(slurm_array._indices(resumed.partition("=")[2])) == 100 - queued
+
+
 def test_states_of_accounting_serve_where_the_controller_has_forgotten(cluster):
     cluster.call("--no-group")
     text = '#!/bin/bash\nprintf "%s\\n" "101_1|OUT_OF_MEMORY" "101_[2-3]|PENDING"\n'
@@ -616,6 +873,36 @@ def test_running_tasks_are_not_taken_for_killed_where_slurm_does_not_answer(clus
             "controller); try again later.\n"
         )
     assert len(cluster.calls()) == 1
+
+
+def test_status_does_not_need_to_write(cluster, monkeypatch):
+    cluster.call("--no-group")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(slurm_array, "write_failed", refuse)
+    status, out, err = cluster.call("--status")
+    assert (status, err) == (
+        1, f"slurm-array: {cluster.state()}/failed.tsv cannot be written (Permission denied).\n"
+    )  # fmt: skip
+    assert "0 done, 0 running, 0 pending, 3 failed." in out
+
+
+def test_earlier_submissions_are_named_and_have_their_own_table(cluster):
+    cluster.call("--no-group", "--participant-label", "01")
+    first = cluster.state()
+    cluster.record(101, 1, "01", 0)
+    assert "Other submissions" not in cluster.call("--status")[1]
+    cluster.call("--no-group", "--participant-label", "02")
+    assert cluster.state() != first
+    assert cluster.call("--status")[1].splitlines()[-1].endswith(f"--submission STAMP: {first.name}")
+    status, out, _ = cluster.call("--status", "--submission", first.name)
+    assert status == 0
+    assert "1 done, 0 running, 0 pending, 0 failed." in out
+    status, _, err = cluster.call("--status", "--submission", "x")
+    assert status == 2
+    assert err.endswith(f"has no record of the submission x; there are {first.name}, {cluster.state().name}.\n")
 
 
 def test_only_the_last_attempt_of_a_log_counts(cluster):
@@ -720,6 +1007,72 @@ def test_resume_refuses_other_participants_and_data(cluster):
     assert "The submission to resume was of" in cluster.call("--resume")[2]
 
 
+def test_resume_of_an_earlier_submission_does_not_touch_what_a_later_one_is_at(cluster):
+    cluster.call("--no-group", "--participant-label", "01", "02")
+    first = cluster.state().name
+    cluster.record(101, 1, "01", 0)
+    cluster.record(101, 2, "02", 1)
+    cluster.call("--no-group", "--participant-label", "02")
+    cluster.show(102, "JobId=102 ArrayJobId=102 ArrayTaskId=1 JobState=PENDING Reason=Priority")
+    status, _, err = cluster.call("--resume", "--submission", first)
+    assert status == 2
+    assert err.startswith(f"slurm-array: 02 of the submission {cluster.state().name} (job 102) are still queued")
+    cluster.show(102, "JobId=102 ArrayJobId=102 ArrayTaskId=1 JobState=CANCELLED Reason=None")
+    assert cluster.call("--resume", "--submission", first)[0] == 0
+    assert "--array=2" in cluster.calls()[2]
+
+
+def test_resumed_participants_wait_for_features_that_still_run(cluster):
+    cluster.call("--features-tasks", 2)
+    cluster.record(101, 1, "all", 1, stage="features")
+    cluster.record(101, 2, "all", None, stage="features")
+    cluster.show(101, "JobId=101 ArrayJobId=101 ArrayTaskId=2 JobState=RUNNING Reason=None")
+    cluster.show(102, "JobId=102 ArrayJobId=102 ArrayTaskId=1-3 JobState=PENDING Reason=DependencyNeverSatisfied")
+    cluster.call("--resume")
+    _, array, _ = cluster.calls()[3:]
+    assert "--dependency=afterok:104:101_2" in array
+
+
+def test_resume_takes_new_paths_from_the_current_folder_and_leaves_old_ones(cluster, monkeypatch):
+    for name in ("films", "there/films", "there/work"):
+        (cluster.folder / name).mkdir(parents=True)
+    cluster.call("--work-dir", "work", "--", "--stimuli-dir", "films")
+    monkeypatch.chdir(cluster.folder / "there")
+    cluster.call("--resume")
+    assert f"--stimuli-dir {cluster.folder}/films" in cluster.script(number=2).read_text()
+    assert f"work={cluster.folder}/work/" in cluster.script(number=2).read_text()
+    cluster.call("--resume", "--work-dir", "work", "--", "--stimuli-dir", "films")
+    assert f"--stimuli-dir {cluster.folder}/there/films" in cluster.script(number=3).read_text()
+    assert f"work={cluster.folder}/there/work/" in cluster.script(number=3).read_text()
+
+
+def test_resume_knows_folders_by_other_names(cluster):
+    cluster.call()
+    for name in ("bids", "out"):
+        (cluster.folder / f"link to {name}").symlink_to(getattr(cluster, name))
+        setattr(cluster, name, cluster.folder / "fake" / ".." / f"link to {name}")
+    assert cluster.call("--resume")[0] == 0
+    assert len(cluster.calls()) == 4
+
+
+def test_resume_refuses_a_copy_of_an_output(cluster):
+    cluster.call()
+    moved, first = cluster.folder / "moved", cluster.out
+    cluster.out = cluster.out.rename(moved)
+    status, _, err = cluster.call("--resume")
+    assert status == 2
+    assert err == (
+        f"slurm-array: The submission to resume wrote to {first}, of which {moved} is a copy or a new place; submit "
+        "anew without --resume.\n"
+    )
+
+
+def test_resume_refuses_a_command_on_the_host_beside_an_image(cluster):
+    (cluster.folder / "image.sif").touch()
+    cluster.call("--image", "image.sif")
+    assert "give one of them" in cluster.call("--resume", "--app", "app")[2]
+
+
 def test_help_has_two_examples(capsys):
     with pytest.raises(SystemExit) as end:
         slurm_array.main(["--help"])
@@ -732,3 +1085,7 @@ def test_help_has_two_examples(capsys):
 def test_script_runs_by_itself():
     found = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True)
     assert found.returncode == 0
+
+
+def test_script_is_python_of_old_login_nodes():
+    ast.parse(SCRIPT.read_text(encoding="utf-8"), feature_version=(3, 8))
