@@ -1,6 +1,7 @@
 # A Slurm of one node for tests, with a state folder, ports and keys of its own; to be sourced. Needs root.
 #   install_slurm        install the packages where they are missing
 #   start_slurm FOLDER   start it and wait until the node is idle
+#   forget_jobs FOLDER   let it forget the jobs that have ended, and wait until it has
 #   stop_slurm FOLDER    end the processes that start_slurm has started
 
 install_slurm() {
@@ -50,8 +51,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 PropagateResourceLimits=NONE
 ReturnToService=2
-# Jobs are forgotten soon, so that tables are made from records as well.
-MinJobAge=${SLURM_TEST_MIN_JOB_AGE:-300}
+MinJobAge=300
 KillWait=30
 SlurmdTimeout=60
 SlurmdParameters=config_overrides
@@ -79,6 +79,20 @@ start_slurm() {
         sleep 0.2
     done
     return 1
+}
+
+set_job_age() { # folder, seconds
+    sed -i "s/^MinJobAge=.*/MinJobAge=$2/" "$1/slurm.conf" && scontrol reconfigure
+}
+
+forget_jobs() {
+    local end=$((SECONDS + 60)) left=1
+    set_job_age "$1" 2 || return 1
+    while [ "$SECONDS" -lt "$end" ] && [ "$left" = 1 ]; do
+        sleep 0.5
+        scontrol -o show job 2>/dev/null | grep -q JobId= || left=0
+    done
+    set_job_age "$1" 300 && return "$left"
 }
 
 stop_slurm() {

@@ -2,7 +2,8 @@
 """apptainer or bids-mllm for the job scripts of the documentation: the app of the host, made quick.
 
 As apptainer it takes ``run [options] IMAGE [options of bids-mllm]``: folders that would be bound are put back into the
-options, and nothing of the environment is handed on but what ``--env`` gives, as ``--cleanenv`` would have it.
+options, and nothing of the environment is handed on but what ``--env`` or variables APPTAINERENV_* give, as
+``--cleanenv`` would have it.
 """
 
 import os
@@ -21,6 +22,8 @@ def from_apptainer(words: list[str]) -> tuple[list[str], dict[str, str]]:
         sys.exit("the stand-in of apptainer knows run only")
     binds: dict[str, str] = {}
     given = {name: os.environ[name] for name in KEPT if name in os.environ}
+    prefix = "APPTAINERENV_"
+    given |= {name[len(prefix) :]: value for name, value in os.environ.items() if name.startswith(prefix)}
     while words and words[0].startswith("-"):
         option, equals, value = words.pop(0).partition("=")
         if option in WITH_VALUE:

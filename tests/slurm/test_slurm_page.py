@@ -42,6 +42,7 @@ COMMANDS = [
 def words_of_app(script):
     """Return the options of bids-mllm in a job script, having checked those of apptainer before them."""
     joined = re.sub(r"\\\n", " ", script)
+    joined = re.sub(r"\$\{\w+:\+(.*?)\}", r"\1", joined)  # words that are there where the variable holds something
     line = next(line for line in joined.splitlines() if re.match(r"(exec )?(apptainer|singularity) run ", line))
     words = shlex.split(line)
     words = words[words.index("run") + 1 :]
@@ -79,6 +80,12 @@ def test_what_the_clean_environment_drops_is_handed_over(script):
     # Where Slurm sets none, an empty one would hide all GPUs.
     devices = '${CUDA_VISIBLE_DEVICES:+--env "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES"}'
     assert (devices in script) == ("--gres=gpu" in script)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_with_a_gpu_use_the_image_that_can(script):
+    has_gpu = "--nv" in script or re.search(r"^#SBATCH --(gres=(.*[,/:])?gpu|gpus)", script, flags=re.MULTILINE)
+    assert re.findall(r"\S+\.sif", script) == ["bids-mllm-cuda.sif" if has_gpu else "bids-mllm.sif"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
