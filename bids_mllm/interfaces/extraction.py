@@ -74,7 +74,7 @@ def make_task(
     grids: Sequence[WindowGrid],
     store: FeatureStore,
 ) -> ModelTask:
-    """Plan one model's part and make its entries in the store; no weight is loaded."""
+    """Plan one model's part and find or make its entries in the store; no weight is loaded."""
     plan = family.plan(spec, readout)
     texts = {instruction.key: instruction.text for instruction in readout.instructions}
     media = {"sha256": stimulus.sha256, "kind": spec.media, "decoder": decoder_identity()}

@@ -52,7 +52,7 @@ class ExtractFeatures(SimpleInterface):
 
     def _run_interface(self, runtime: Any) -> Any:
         stimulus = stimulus_from_json(self.inputs.stimulus)
-        store = FeatureStore(Path(self.inputs.features_dir))
+        store = FeatureStore(Path(self.inputs.features_dir), only_find=self.inputs.only_find)
         tasks, failures = self._tasks(stimulus, store)
         if self.inputs.only_find and (lacks := _lacks(stimulus, tasks)):
             raise StoreError(lacking_sentence(lacks, store.folder))
@@ -73,13 +73,15 @@ class ExtractFeatures(SimpleInterface):
     def lacking(self) -> dict[tuple[str, str], tuple[int, int]]:
         """Return how many windows the store lacks, of how many, by model and stimulus; those with all are left out.
 
+        Nothing is written.
+
         Raises
         ------
         BidsMllmError
             When a model cannot be planned.
         """
         stimulus = stimulus_from_json(self.inputs.stimulus)
-        tasks, failures = self._tasks(stimulus, FeatureStore(Path(self.inputs.features_dir)))
+        tasks, failures = self._tasks(stimulus, FeatureStore(Path(self.inputs.features_dir), only_find=True))
         if failures:
             raise failures[0]
         return _lacks(stimulus, tasks)

@@ -197,15 +197,23 @@ class FeatureEntry:
 
 
 class FeatureStore:
-    """A folder of entries, shared by all participants and safe to write from several processes."""
+    """A folder of entries, shared by all participants and safe to write from several processes.
 
-    def __init__(self, folder: Path) -> None:
+    Parameters
+    ----------
+    folder
+    only_find
+        Write nothing, so that a store which cannot be written serves too: an entry that is new lacks all its chunks.
+    """
+
+    def __init__(self, folder: Path, *, only_find: bool = False) -> None:
         self.folder = folder
+        self._only_find = only_find
 
     def entry(self, description: Mapping[str, Any], *, n_windows: int, n_layers: int, width: int) -> FeatureEntry:
-        """Return the entry of this description, made empty when it is new.
+        """Return the entry of this description, made empty when it is new and the store may be written.
 
-        What a process that died left half-written there is removed.
+        What a process that died left half-written there is removed then.
 
         Raises
         ------
@@ -224,14 +232,21 @@ class FeatureStore:
             raise _read_error(file, error) from error
         if found != record:
             _check_same_shape(entry, found)
-            try:
-                entry.path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise write_error(entry.path, error) from error
-            write_whole(file, record)
-        remove_orphans(entry.path)
-        entry.mark_used()
+        if not self._only_find:
+            _make(entry, None if found == record else record)
         return entry
+
+
+def _make(entry: FeatureEntry, record: bytes | None) -> None:
+    """Make the folder of an entry and write its record where one is given; remove what is half-written there."""
+    if record is not None:
+        try:
+            entry.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(entry.path, error) from error
+        write_whole(entry.path / DESCRIPTION_FILE, record)
+    remove_orphans(entry.path)
+    entry.mark_used()
 
 
 def entry_digest(description: Mapping[str, Any]) -> str:

@@ -651,3 +651,19 @@ def test_two_processes_make_the_same_entries_at_once(tmp_path):
         entry = FeatureStore(tmp_path).entry({"a": number}, n_windows=70, n_layers=2, width=3)
         assert (entry.read() == 7).all()
     assert not any(".tmp-" in name for name in names_below(tmp_path))
+
+
+def test_a_store_that_only_finds_writes_nothing(tmp_path):
+    shape = {"n_windows": GRID.n_windows, "n_layers": 3, "width": 5}
+    finding = FeatureStore(tmp_path / "store", only_find=True)
+    lacking = finding.entry(describe(), **shape)
+    assert lacking.missing_chunks() == (0, 1, 2)
+    assert not (tmp_path / "store").exists()
+    made = FeatureStore(tmp_path / "store").entry(describe(), **shape)
+    assert lacking == made
+    made.write(1, np.zeros((WINDOWS_PER_CHUNK, 3, 5), np.float32))
+    (made.path / "used").unlink()
+    assert finding.entry(describe(), **shape).missing_chunks() == (0, 2)
+    assert {path.name for path in made.path.iterdir()} == {"entry.json", "chunk-00001.safetensors"}
+    with pytest.raises(StoreError, match=r"\(windows, layers, features\)"):
+        finding.entry(describe(), **(shape | {"width": 6}))
