@@ -8,17 +8,21 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from bids_mllm.config import Settings
 from bids_mllm.discover.spaces import parse_space
 from bids_mllm.exceptions import BidsMllmError, InputDataError, UsageError
+from bids_mllm.workflows.stopping import terminated_by_sigterm
 
 logger = logging.getLogger("bids_mllm")
 
 #: Variables that keep libraries off the network.
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+#: Seconds that a process which fetches has at SIGTERM to remove what is half there; then it is ended as it stands.
+UNWIND_SECONDS = 5.0
 
 
 def fetch_missing(settings: Settings) -> None:
@@ -33,27 +37,49 @@ def fetch_missing(settings: Settings) -> None:
     """
     if not settings.allow_download or settings.dry_run:
         return
+    runs_models = settings.analysis_level == "participant" and not (settings.reports_only or settings.boilerplate_only)
     order = {
-        "models": settings.models if settings.analysis_level == "participant" else (),
+        "models": settings.models if runs_models else (),
         "revision": settings.model_revision,
         "family": settings.family,
         "remote_code": settings.trust_remote_code,
         "spaces": _spaces(settings),
         "atlases": settings.atlas,
     }
-    environment = {name: value for name, value in os.environ.items() if name not in OFFLINE}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "bids_mllm.cli.downloads"],
-        input=json.dumps(order), stdout=subprocess.PIPE, env=environment, text=True, check=False,
-    )  # fmt: skip
-    lines = done.stdout.splitlines()
-    if done.returncode == UsageError.exit_status:
-        raise UsageError(lines[-1] if lines else "The download was refused.")
-    if done.returncode:
-        last = lines[-1] if lines else f"The download ended with status {done.returncode}; run again without it."
-        raise InputDataError(last)
-    for line in lines:
+    status, told = _carried_out(order)
+    for line in told.get("fetched", ()):
         logger.info("%s", line)
+    if status:
+        error = UsageError if status == UsageError.exit_status else InputDataError
+        died = f"The download ended with status {status}; call the same command again, or without --allow-download."
+        raise error(told.get("error", [died])[-1])
+
+
+def _carried_out(order: Mapping[str, Any]) -> tuple[int, dict[str, list[str]]]:
+    """Fetch in a process of its own; return its exit status and its sentences by kind, ``fetched`` and ``error``."""
+    environment = {name: value for name, value in os.environ.items() if name not in OFFLINE}
+    words = [sys.executable, "-P", "-m", "bids_mllm.cli.downloads"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
+        try:
+            out, _ = process.communicate(json.dumps(order))
+        except BaseException:
+            _end(process)
+            raise
+    told: dict[str, list[str]] = {}
+    for line in out.splitlines():
+        kind, _, sentence = line.partition(": ")
+        told.setdefault(kind, []).append(sentence)
+    return process.returncode, told
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """Let a process unwind that is not to go on; it is ended where that takes too long."""
+    process.terminate()
+    try:
+        process.wait(UNWIND_SECONDS + 1)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _spaces(settings: Settings) -> list[str]:
@@ -67,13 +93,15 @@ def _spaces(settings: Settings) -> list[str]:
 
 
 def main() -> int:
-    """Fetch what the order on standard input names; write a line for each thing, or one sentence on what is wrong."""
-    order = json.load(sys.stdin)
+    """Fetch what the order on standard input names; write a line for each thing, or one on what is wrong."""
     try:
-        for line in (*_fetched_models(order), *_fetched_templates(order)):
-            sys.stdout.write(f"{line}\n")
+        with terminated_by_sigterm(UNWIND_SECONDS):
+            order = json.load(sys.stdin)
+            for line in chain(_fetched_models(order), _fetched_templates(order)):
+                sys.stdout.write(f"fetched: {line}\n")
+                sys.stdout.flush()
     except BidsMllmError as error:
-        sys.stdout.write(f"{error}\n")
+        sys.stdout.write(f"error: {error}\n")
         return error.exit_status
     return 0
 

@@ -2,10 +2,13 @@
 
 import gzip
 import os
+import re
+import shutil
+import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from io import StringIO
@@ -15,11 +18,14 @@ from typing import Any
 from zipfile import ZipFile
 
 from bids_mllm.exceptions import InputDataError
+from bids_mllm.io.owners import ORPHAN_SECONDS, Owner, is_gone, this_process
 from bids_mllm.io.templates import Template, find_template, is_filled
 
 ADDRESS = "https://templateflow.s3.amazonaws.com"
 #: Names another address with the same files, such as a mirror.
 ADDRESS_VARIABLE = "BIDS_MLLM_TEMPLATEFLOW_URL"
+#: Folders of what is being fetched: which process uses one, as `bids_mllm.io.owners` tells processes apart.
+_STAGING = re.compile(r"\.fetching-([0-9a-f]{12})-(\d+)-(\d+)-.+")
 
 
 @lru_cache(maxsize=1)
@@ -57,11 +63,14 @@ def fetch_templates(templates: Sequence[Template], home: Path) -> Iterator[Path]
     InputDataError
         Without a network, for a file that the server does not give whole, or where the folder cannot be written.
     """
+    _sweep(home)
     if not _lacking(templates, home):
         return
     try:
         _lay_out(home)
-        with TemporaryDirectory(prefix=".fetching-", dir=home) as folder:
+        owner = this_process()
+        prefix = f".fetching-{owner.machine}-{owner.pid}-{owner.started}-"
+        with TemporaryDirectory(prefix=prefix, dir=home) as folder:
             staging, names = Path(folder), _lacking(templates, home)
             for name in names:
                 (staging / name).parent.mkdir(exist_ok=True)
@@ -74,6 +83,19 @@ def fetch_templates(templates: Sequence[Template], home: Path) -> Iterator[Path]
             f"The templates' folder {home} cannot be written ({error.strerror or error}); choose another, with "
             "TEMPLATEFLOW_HOME or --to."
         ) from error
+
+
+def _sweep(home: Path) -> None:
+    """Remove what processes left that were killed: dead ones of this machine, after a day those of others too."""
+    for folder in home.glob(".fetching-*"):
+        match = _STAGING.fullmatch(folder.name)
+        if match is None:
+            continue
+        owner = Owner(match[1], int(match[2]), int(match[3]))
+        elsewhere = owner.machine != this_process().machine
+        with suppress(OSError):  # another process may be removing it
+            if is_gone(owner) or (elsewhere and time.time() - folder.stat().st_mtime > ORPHAN_SECONDS):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _lacking(templates: Sequence[Template], home: Path) -> list[str]:

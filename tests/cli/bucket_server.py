@@ -4,7 +4,7 @@ import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event, Thread
 
 
 def content_of(name: str) -> bytes:
@@ -15,10 +15,14 @@ def content_of(name: str) -> bytes:
 
 
 class Bucket(BaseHTTPRequestHandler):
-    """What the client asks of TemplateFlow's bucket; `faults` are names that are answered otherwise."""
+    """What the client asks of TemplateFlow's bucket; `faults` are names that are answered otherwise.
+
+    What stalls comes to its half, and to its end when the server is `closed`.
+    """
 
     asked: tuple[str, ...] = ()
     faults: dict[str, str] = {}  # noqa: RUF012  set anew for every server
+    closed = Event()
 
     def log_message(self, *arguments: object) -> None:
         """Say nothing on standard error."""
@@ -31,17 +35,23 @@ class Bucket(BaseHTTPRequestHandler):
         if fault != "unsized":
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        if fault == "stalled":
+            self.wfile.write(data[:9])
+            self.wfile.flush()
+            self.closed.wait(60)
+            return
         self.wfile.write(data[:-9] if fault in ("cut", "unsized") else data)
 
 
 @contextmanager
 def bucket() -> Iterator[tuple[str, type[Bucket]]]:
     """Give the address of a server, and its handler."""
-    handler = type("OwnBucket", (Bucket,), {"asked": (), "faults": {}})
+    handler = type("OwnBucket", (Bucket,), {"asked": (), "faults": {}, "closed": Event()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", handler
     finally:
+        handler.closed.set()
         server.shutdown()
         server.server_close()

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +81,8 @@ def run(network: Network, *words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_call_fetches_what_is_missing_once_and_then_works_without_the_option(network, study, tmp_path):
-    words = (study, tmp_path / "out", "participant", "-w", tmp_path / "work", *MODEL, "--boilerplate-only")
+    some = ("--sloppy", "--participant-label", "01", "--instructions", "AR", "--poolings", "media", "--nprocs", "1")
+    words = (study, tmp_path / "out", "participant", "-w", tmp_path / "work", *MODEL, *some, "--stages", "features")
     refused = run(network, *words)
     assert refused.returncode == 70
     assert network.asked == (), "without the option nothing may be asked"
@@ -108,7 +111,7 @@ def test_a_dry_run_fetches_nothing(network, settings_of):
 
 
 def test_without_the_option_no_process_is_started(network, study, tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads.subprocess, "run", None)
+    monkeypatch.setattr(downloads.subprocess, "Popen", None)
     fetch_missing(parse_settings([str(study), str(tmp_path / "out"), "participant"]))
     assert network.asked == ()
 
@@ -177,21 +180,70 @@ def test_without_a_network(network, settings_of, monkeypatch):
         fetch_missing(settings_of("--models", "motionenergy"))
 
 
-def test_a_download_that_dies_is_told(settings_of, monkeypatch):
-    monkeypatch.setattr(downloads.sys, "executable", "/bin/false")
-    with pytest.raises(InputDataError, match="The download ended with status 1"):
+@pytest.mark.parametrize("option", ["--reports-only", "--boilerplate-only"])
+def test_checkpoints_are_fetched_only_where_models_may_run(network, settings_of, option):
+    fetch_missing(settings_of(*MODEL, option))
+    assert network.hub.asked == ()
+    assert network.bucket.asked == (T1W,)
+
+
+def child_that(tmp_path: Path, *lines: str) -> str:
+    """Return a program that stands in for the Python which fetches."""
+    program = tmp_path / "child"
+    program.write_text("\n".join(("#!/bin/sh", "cat > /dev/null", *lines, "")))
+    program.chmod(0o755)
+    return str(program)
+
+
+@pytest.mark.parametrize(("end", "status"), [("exit 1", "1"), ("exit 2", "2"), ("kill -9 $$", "-9")])
+def test_a_download_that_dies_is_told(settings_of, tmp_path, monkeypatch, caplog, end, status):
+    child = child_that(tmp_path, "echo 'fetched: Fetched owner/name.'", "echo 'a line of a library'", end)
+    monkeypatch.setattr(downloads.sys, "executable", child)
+    caplog.set_level("INFO", "bids_mllm")
+    monkeypatch.setattr(downloads.logger, "propagate", True)
+    with pytest.raises((InputDataError, UsageError)) as caught:
         fetch_missing(settings_of())
+    sentence = f"The download ended with status {status}; call the same command again, or without --allow-download."
+    assert str(caught.value) == sentence
+    assert caplog.messages == ["Fetched owner/name."]
 
 
-def test_the_order_holds_no_secret(settings_of, monkeypatch):
-    orders = []
+def test_what_came_before_an_error_is_told_too(network, settings_of, monkeypatch, caplog):
+    network.bucket.faults[PARCELS] = "absent"
+    caplog.set_level("INFO", "bids_mllm")
+    monkeypatch.setattr(downloads.logger, "propagate", True)
+    with pytest.raises(InputDataError, match=f"^{PARCELS} cannot be fetched"):
+        fetch_missing(settings_of("--atlas", "Schaefer400", "--space", f"{MNI}:res-2"))
+    assert caplog.messages == [f"Fetched {network.templates / T1W}."]
 
-    def keep(*_words, **options):
-        orders.append(json.loads(options["input"]))
-        assert not set(downloads.OFFLINE) & set(options["env"])
-        return subprocess.CompletedProcess([], 0, "", "")
 
+def test_sigterm_leaves_nothing_half_fetched(network, study, tmp_path):
+    network.bucket.faults[T1W] = "stalled"
+    words = (study, tmp_path / "out", "participant", "-w", tmp_path / "work", "--models", "motionenergy")
+    command = [sys.executable, "-m", "bids_mllm.cli.run", *map(str, words), "--allow-download"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as app:
+        until = time.monotonic() + 60
+        while T1W not in network.bucket.asked and time.monotonic() < until:
+            time.sleep(0.05)
+        assert list(network.templates.glob(".fetching-*"))
+        app.send_signal(signal.SIGTERM)  # to the app alone, as some schedulers do
+        _, err = app.communicate(timeout=30)
+    assert app.returncode == 143, err
+    assert err.startswith("bids-mllm: Ended by SIGTERM")
+    assert "Traceback" not in err
+    assert [path.name for path in network.templates.iterdir()] == ["laid-out"]
+
+
+def test_the_order_holds_no_secret(settings_of, tmp_path, monkeypatch):
+    kept = tmp_path / "kept"
+    child = child_that(tmp_path, f"env > {kept}")
+    Path(child).write_text(Path(child).read_text().replace("/dev/null", f"{kept}.json"))
     monkeypatch.setenv("HF_TOKEN", "secret")
-    monkeypatch.setattr(downloads.subprocess, "run", keep)
+    monkeypatch.setattr(downloads.sys, "executable", child)
     fetch_missing(settings_of(*MODEL))
-    assert set(orders[0]) == {"models", "revision", "family", "remote_code", "spaces", "atlases"}
+    assert set(json.loads(Path(f"{kept}.json").read_text())) == {
+        "models", "revision", "family", "remote_code", "spaces", "atlases"
+    }  # fmt: skip
+    names = {line.partition("=")[0] for line in kept.read_text().splitlines()}
+    assert "HF_TOKEN" in names
+    assert not set(downloads.OFFLINE) & names

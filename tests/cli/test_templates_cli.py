@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from bucket_server import Bucket, bucket, content_of
 
 from bids_mllm.cli.templates import main, wanted_templates
+from bids_mllm.io.owners import ORPHAN_SECONDS, this_process
 from bids_mllm.io.template_fetch import ADDRESS_VARIABLE, held_choice
 from bids_mllm.io.templates import SCHAEFER_SCALES, background, find_template, fslr_meshes, schaefer, templates_of
 
@@ -114,6 +116,28 @@ def test_a_file_is_whole_or_not_there(bucket, call, tmp_path, fault, reason):
     assert call(*words)[0] == 0
     assert filled(tmp_path)[PARCELS] == content_of(PARCELS)
     assert bucket.asked.count(T1W) == 1
+
+
+def test_what_killed_processes_left_is_removed(bucket, call, tmp_path):
+    own = this_process()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    day_old = time.time() - ORPHAN_SECONDS - 60
+    folders = {
+        "dead": tmp_path / f".fetching-{own.machine}-{dead.pid}-1-x",
+        "alive": tmp_path / f".fetching-{own.machine}-{own.pid}-{own.started}-x",
+        "elsewhere": tmp_path / f".fetching-{'a' * 12}-{dead.pid}-1-x",
+        "elsewhere and old": tmp_path / f".fetching-{'b' * 12}-{dead.pid}-1-x",
+    }
+    for folder in folders.values():
+        (folder / f"tpl-{MNI}").mkdir(parents=True)
+    os.utime(folders["elsewhere and old"], (day_old, day_old))
+    for name in (T1W, PARCELS, TABLE):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"here")
+    assert call("prefetch", "--to", tmp_path, "--space", MNI, "--atlas", "Schaefer400")[0] == 0
+    assert bucket.asked == (), "nothing has to be fetched for that"
+    assert {name for name, folder in folders.items() if folder.is_dir()} == {"alive", "elsewhere"}
 
 
 def test_no_network(call, tmp_path, monkeypatch):
