@@ -30,13 +30,22 @@ from bids_mllm.features.conditioning import (
 from bids_mllm.features.controls import null_kind
 from bids_mllm.features.coupling import N_PERMUTATIONS, cosine_similarity, mantel, pair_matrix, tfidf_similarity
 from bids_mllm.features.verdict import PoolingVerdict, Range, conditioning_warnings, judge
-from bids_mllm.io.files import read_json, read_tsv, write_json, write_tsv, written_record
+from bids_mllm.interfaces.check_record import (
+    check_path,
+    checks_locked,
+    coverage,
+    is_covered,
+    others,
+    write_record,
+)
+from bids_mllm.io.files import read_json, read_tsv, write_json, write_tsv
 from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import Condition, FloatArray, Instruction, ModelSpec
 from bids_mllm.report.conditioning import ModelChecks
 
-FOLDER = Path("sourcedata") / "checks"
 TABLES = ("conditioning", "columns", "coupling")
+#: What a node's checks had to cover, in its own folder.
+COVERED_FILE = "covered.json"
 REPRESENTATIONS = ("cka", "cosine")
 PAIR_COLUMNS = {
     "pooling": "Which hidden states were averaged.",
@@ -93,11 +102,15 @@ class _CheckInputSpec(BaseInterfaceInputSpec):
 
 class _CheckOutputSpec(TraitedSpec):
     summary = File(exists=True, desc="JSON: warnings and the verdict on each pooling")
-    written = File(exists=True, desc="JSON list of the files written")
+    covered = File(exists=True, desc="JSON: what the checks had to cover for this step")
 
 
 class CheckConditioning(SimpleInterface):
-    """Check the features of one model over all its stimuli and compare them between instructions."""
+    """Check the features of one model over all its stimuli and compare them between instructions.
+
+    Where the checks that are there cover these stimuli and instructions, they stand. Else they are made anew, over
+    the stimuli that other tasks have checked too.
+    """
 
     input_spec = _CheckInputSpec
     output_spec = _CheckOutputSpec
@@ -105,21 +118,28 @@ class CheckConditioning(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         spec = ModelSpec(**json.loads(self.inputs.model))
         instructions = tuple(Instruction(**item) for item in json.loads(self.inputs.instructions))
-        manifests = [read_json(Path(path)) for path in self.inputs.manifests]
-        features = StoredFeatures(spec.key, [manifest for manifest in manifests if manifest["model"] == spec.key])
-        written = check_features(
-            features, spec, instructions, Path(self.inputs.output_dir), seed=self.inputs.random_seed
-        )
-        record = Path(runtime.cwd) / "written.json"
-        write_json(record, written_record(written))
-        self._results["written"] = str(record)
-        self._results["summary"] = str(check_path(Path(self.inputs.output_dir), spec.key, "conditioning", ".json"))
+        read = [read_json(Path(path)) for path in self.inputs.manifests]
+        manifests = [manifest for manifest in read if manifest["model"] == spec.key]
+        output_dir, version = Path(self.inputs.output_dir), self.inputs.app_version
+        seed = self.inputs.random_seed
+        own = coverage(manifests, instructions, seed=seed, version=version)
+        with checks_locked(output_dir, spec.key):
+            if not is_covered(output_dir, spec.key, own):
+                manifests += others(output_dir, spec.key, manifests)
+                features = StoredFeatures(spec.key, manifests)
+                written = check_features(features, spec, instructions, output_dir, seed=seed)
+                covered = coverage(manifests, instructions, seed=seed, version=version)
+                write_record(output_dir, spec.key, covered, written)
+        self._results["covered"] = str(Path(runtime.cwd) / COVERED_FILE)
+        write_json(Path(self._results["covered"]), own)
+        self._results["summary"] = str(check_path(output_dir, spec.key, "conditioning", ".json"))
         return runtime
 
 
-def check_path(output_dir: Path, model: str, table: str, extension: str) -> Path:
-    """Return the path of a table of checks (conditioning, columns or coupling) or of its JSON."""
-    return output_dir / FOLDER / f"model-{model}_{table}{extension}"
+def must_check_again(folder: Path, output_dir: Path, model: str) -> bool:
+    """Whether checks that a node with this folder made or found there no longer cover what it needs."""
+    path = folder / COVERED_FILE
+    return path.is_file() and not is_covered(output_dir, model, read_json(path))
 
 
 class StoredFeatures:

@@ -17,6 +17,7 @@ from bids_mllm.features.controls import null_kind
 from bids_mllm.interfaces.bands import FitJointly
 from bids_mllm.interfaces.bold import PrepareBold
 from bids_mllm.interfaces.ceiling import EstimateCeiling
+from bids_mllm.interfaces.conditioning import must_check_again
 from bids_mllm.interfaces.derivatives import WriteMaps
 from bids_mllm.interfaces.encoding import FitScores
 from bids_mllm.interfaces.features import ExtractFeatures, ReadFeatureTable, lacking_sentence
@@ -24,7 +25,7 @@ from bids_mllm.io.design import design_to_text
 from bids_mllm.io.files import read_json, still_written, write_text_if_changed
 from bids_mllm.io.store import FeatureEntry
 from bids_mllm.records import ModelSpec, ParticipantDesign, Run, WindowGrid
-from bids_mllm.workflows.checks import check_node, found_checks
+from bids_mllm.workflows.checks import check_node
 from bids_mllm.workflows.clock import connect_clock, fast_feature_nodes
 from bids_mllm.workflows.facts import map_facts
 from bids_mllm.workflows.plan import StudyPlan
@@ -69,22 +70,16 @@ def init_participant_wf(plan: StudyPlan, *, device: str) -> Workflow:
 
 
 def _connect_checks(workflow: Workflow, plan: StudyPlan, sources: Sequence[Node]) -> None:
-    """Check the features of every model when those of all stimuli are there.
-
-    Checks belong to the features; where only fits are asked for, those that are there stand.
-    """
-    models = plan.models
-    if "features" not in plan.settings.stages:
-        done = {checks.model for checks in found_checks(plan.settings.output_dir, [model.key for model in models])}
-        models = tuple(model for model in models if model.key not in done)
-    if not models:
+    """Check the features of every model when those of all stimuli are there, where that has not been done."""
+    if not plan.models:
         return
     merge = Node(Merge(len(sources)), name="manifests", run_without_submitting=True)
     for position, node in enumerate(sources, start=1):
         workflow.connect(node, "manifests", merge, f"in{position}")
-    for model in models:
+    for model in plan.models:
         checks = check_node(plan, model)
-        checks.overwrite = _must_write_again(workflow, checks) or None
+        folder = _node_dir(workflow, checks)
+        checks.overwrite = must_check_again(folder, plan.settings.output_dir, model.key) or None
         workflow.connect(merge, "out", checks, "manifests")
 
 

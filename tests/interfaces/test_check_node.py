@@ -23,7 +23,7 @@ from bids_mllm.interfaces.conditioning import (
     StoredFeatures,
     read_checks,
 )
-from bids_mllm.io.files import read_json, read_tsv, still_written
+from bids_mllm.io.files import read_json, read_tsv
 from bids_mllm.io.store import FeatureStore
 from bids_mllm.records import Condition, Instruction, ModelSpec
 
@@ -49,7 +49,12 @@ def conditions_of(*poolings: str) -> tuple[Condition, ...]:
 
 
 def write_store(
-    folder: Path, values: Values, model: str = "tiny", masked: Mapping[tuple[str, int], str] | None = None
+    folder: Path,
+    values: Values,
+    model: str = "tiny",
+    masked: Mapping[tuple[str, int], str] | None = None,
+    max_new_tokens: int = 8,
+    edition: str = "",
 ) -> list[Path]:
     """Put features into a store, and return a manifest of each film as the extraction writes it."""
     store, manifests = FeatureStore(folder / "store"), []
@@ -59,7 +64,12 @@ def write_store(
             if own != film:
                 continue
             entry = store.entry(
-                {"film": film, "model": model, "condition": condition.label},
+                {
+                    "media": {"sha256": film + edition, "kind": "video"},
+                    "grid": [0.0, 1.49, 1.49, n_windows],
+                    "model": {"name": model, "max_new_tokens": max_new_tokens},
+                    "condition": condition.label,
+                },
                 n_windows=n_windows,
                 n_layers=N_LAYERS,
                 width=WIDTH,
@@ -87,7 +97,14 @@ def spec_of(key: str = "tiny", **changes: Any) -> ModelSpec:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def check(manifests: list[Path], spec: ModelSpec, instructions: tuple[Instruction, ...] = INSTRUCTIONS) -> Any:
+    def check(
+        manifests: list[Path],
+        spec: ModelSpec,
+        instructions: tuple[Instruction, ...] = INSTRUCTIONS,
+        *,
+        out: str = "out",
+        seed: int = 0,
+    ) -> Any:
         work = tmp_path / "work"
         work.mkdir(exist_ok=True)
         monkeypatch.chdir(work)
@@ -96,7 +113,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             manifests=[str(path) for path in manifests],
             model=json.dumps(model),
             instructions=json.dumps([asdict(instruction) for instruction in instructions]),
-            output_dir=str(tmp_path / "out"),
+            output_dir=str(tmp_path / out),
+            random_seed=seed,
             app_version="0",
         )
         return interface.run(cwd=str(work)).outputs
@@ -115,12 +133,14 @@ def test_tables_hold_what_the_store_holds(tmp_path: Path, run: Callable[..., Any
     outputs = run([*write_store(tmp_path, values), *others], spec_of())
     checks = tmp_path / "out/sourcedata/checks"
     assert Path(outputs.summary) == checks / "model-tiny_conditioning.json"
-    assert {path.name for path in checks.iterdir()} == {
-        f"model-tiny_{name}{extension}"
-        for name in ("conditioning", "columns", "coupling")
-        for extension in (".tsv", ".json")
+    assert {path.name for path in checks.glob("[!.]*")} == {
+        "model-tiny_covered.json",
+        *(
+            f"model-tiny_{name}{extension}"
+            for name in ("conditioning", "columns", "coupling")
+            for extension in (".tsv", ".json")
+        ),
     }
-    assert still_written(Path(outputs.written))
     pairs = read_tsv(checks / "model-tiny_conditioning.tsv")
     real = [i.key for i in REAL]
     expected = [p for p in combinations([i.key for i in INSTRUCTIONS], 2) if p[0] in real]
@@ -243,7 +263,8 @@ def test_a_model_without_instructions_has_its_matrices_checked(tmp_path: Path, r
         (checks / f"model-motion_{name}").write_text("of an earlier call\n")
     manifests = write_store(tmp_path, made_values((Condition("stimulus"),)), model="motion")
     outputs = run(manifests, spec_of("motion", kind="low-level"), ())
-    assert {path.name for path in checks.iterdir()} == {
+    assert {path.name for path in checks.glob("[!.]*")} == {
+        "model-motion_covered.json",
         "model-motion_conditioning.json",
         "model-motion_columns.tsv",
         "model-motion_columns.json",
