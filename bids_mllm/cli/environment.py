@@ -24,8 +24,10 @@ CACHES = {
 def settle_home() -> None:
     """Give libraries a place below TMPDIR for what they would write into a home folder that cannot be written.
 
-    Variables that are set stay as they are. What is only read in a home folder that is there, such as the hub's cache
-    and TemplateFlow's folder, is still found in it. A user without an entry in the list of users gets a name.
+    Variables that are set stay as they are, but for those that name a folder for temporary files which belongs to
+    somebody else, as an image's may on a machine that several people use. What is only read in a home folder that is
+    there, such as the hub's cache and TemplateFlow's folder, is still found in it. A user without an entry in the list
+    of users gets a name.
 
     Raises
     ------
@@ -34,6 +36,9 @@ def settle_home() -> None:
     """
     if not _has_name():
         os.environ["LOGNAME"] = f"uid{os.getuid()}"
+    for variable, folder in CACHES.items():
+        if _is_of_another(os.environ.get(variable, "")):
+            os.environ[variable] = str(_own_folder() / folder)
     hub = os.environ.get("HF_HOME")
     if hub and Path(hub).is_dir() and not os.access(hub, os.W_OK):
         for variable in ("HF_MODULES_CACHE", "HF_XET_CACHE"):
@@ -47,6 +52,14 @@ def settle_home() -> None:
         _keep_reading(home)
     for variable, folder in CACHES.items():
         os.environ.setdefault(variable, str(_own_folder() / folder))
+
+
+def _is_of_another(cache: str) -> bool:
+    """Whether a cache lies in a folder for temporary files that belongs to somebody else or that others can write."""
+    roots = [root for root in {Path(tempfile.gettempdir()), Path("/tmp")} if root in Path(cache).parents]
+    tops = [root / Path(cache).relative_to(root).parts[0] for root in roots]
+    found = [top.lstat() for top in tops if top.exists()]
+    return any(status.st_uid != os.getuid() or status.st_mode & 0o022 for status in found)
 
 
 def _has_name() -> bool:

@@ -62,6 +62,23 @@ def test_a_home_that_is_not_there_is_replaced(bare):
     settle_home()  # the folder may be there
 
 
+@pytest.mark.parametrize(("owner", "mode", "kept"), [(0, 0o755, True), (4711, 0o755, False), (0, 0o777, False)])
+def test_a_cache_below_the_temporary_folder_must_be_ones_own(bare, monkeypatch, owner, mode, kept):
+    monkeypatch.setattr(environment.os, "getuid", lambda: 0)
+    monkeypatch.setenv("HOME", str(bare))
+    (bare / "shared").mkdir(mode=mode)
+    (bare / "shared").chmod(mode)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder away")
+    os.chown(bare / "shared", owner, -1)
+    os.environ["NUMBA_CACHE_DIR"] = str(bare / "shared" / "numba")
+    os.environ["TRITON_CACHE_DIR"] = str(bare / "new" / "triton")  # not there yet: it will be made
+    settle_home()
+    expected = bare / "shared/numba" if kept else bare / "bids-mllm-0" / "numba"
+    assert os.environ["NUMBA_CACHE_DIR"] == str(expected)
+    assert os.environ["TRITON_CACHE_DIR"] == str(bare / "new" / "triton")
+
+
 def test_a_user_who_has_no_home_at_all(bare, monkeypatch):
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
