@@ -146,7 +146,8 @@ def test_a_plain_call_binds_data_output_and_work(printed, tmp_path):
     assert made == [str(tmp_path / "out"), str(tmp_path / "work")]
     assert command[:3] == [command[0], "run", "--rm"]
     text = " ".join(command)
-    for part in ("--network none", "--stop-timeout 30", "--read-only", "--tmpfs /tmp:", f"-u {os.getuid()}:{os.getgid()}"):
+    limits = ("--network none", "--stop-timeout 30", "--read-only", "--tmpfs /tmp:")
+    for part in (*limits, f"-u {os.getuid()}:{os.getgid()}"):
         assert part in text
     assert "--gpus" not in command
     assert "-t" not in command
