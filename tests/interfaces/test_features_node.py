@@ -13,7 +13,7 @@ import torch
 from film_jobs import WINDOW, damage, grid_of, read_out, spec_of
 from nipype.pipeline.engine import Node, Workflow
 
-from bids_mllm.exceptions import CheckpointError, UsageError
+from bids_mllm.exceptions import CheckpointError, StoreError, UsageError
 from bids_mllm.features.extractor import Demonstration
 from bids_mllm.features.models.tiny import TINY_CHECKPOINTS
 from bids_mllm.features.registry import load_family
@@ -302,3 +302,12 @@ def test_a_model_in_context_without_demonstrations_is_one_sentence(
 ) -> None:
     with pytest.raises(UsageError, match=r"^The model b learns from demonstrations in its context; give them with"):
         run(node([f"b={folders['internvl']}"]), tmp_path / "cwd")
+
+
+def test_a_step_that_only_finds_makes_nothing(node: Callable[..., ExtractFeatures], tmp_path: Path) -> None:
+    interface = node(["motionenergy"])
+    interface.inputs.only_find = True
+    assert interface.lacking() == {("motionenergy", "films/film.mkv"): (N_WINDOWS, N_WINDOWS)}
+    with pytest.raises(StoreError, match=r"lacks 12 of 12 clips of motionenergy from films/film\.mkv"):
+        interface.run(cwd=str(tmp_path))
+    assert not (tmp_path / "store").exists()
