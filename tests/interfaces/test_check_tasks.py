@@ -136,7 +136,8 @@ def test_a_film_that_was_changed_counts_once(tmp_path: Path, films: list[Path], 
     after = read_json(folder_of(tmp_path) / "model-tiny_covered.json")["Stimuli"]
     assert after["a.mkv"] == before["a.mkv"]
     rows = json.loads(changed[0].read_text())["entries"]
-    assert set(after["b.mkv"][0]["entries"].values()) == {Path(row["path"]).name for row in rows}
+    (grid,) = after["b.mkv"]
+    assert set(grid["entries"].values()) == {Path(row["path"]).name for row in rows}
 
 
 def test_a_task_waits_for_the_one_that_checks(tmp_path: Path, films: list[Path], run: Run) -> None:
