@@ -534,12 +534,19 @@ def test_targets_of_links_in_written_folders_are_bound_for_writing(cluster):
 
 
 def test_a_folder_that_only_seems_to_be_in_a_bound_one_is_bound(cluster):
-    films = cluster.folder / "elsewhere" / "films"
+    films, store = cluster.folder / "elsewhere" / "films", cluster.out / "a" / "b" / "c" / "store"
     films.mkdir(parents=True)
     (cluster.bids / "stimuli").symlink_to("../elsewhere")
-    places = bound(image_command(cluster, "--", "--stimuli-dir", cluster.bids / "stimuli" / "films"))
-    assert f"{films}:{films}:ro" in places or f"{films.parent}:{films.parent}:ro" in places
-    assert not any(str(cluster.bids / "stimuli") in place for place in places)
+    store.parent.mkdir(parents=True)
+    store.symlink_to(films.parent / "other")
+    (films.parent / "other").mkdir()
+    words = ("--features-dir", store, "--", "--stimuli-dir", cluster.bids / "stimuli" / "films")
+    assert bound(image_command(cluster, *words)) == [
+        f"{path}:{path}:{mode}" for path, mode in [
+            (cluster.bids, "ro"), (films.parent, "ro"), (films.parent / "other", "rw"), (cluster.out, "rw"),
+            (cluster.folder / "work", "rw"),
+        ]
+    ]  # fmt: skip
 
 
 def test_relative_links_behind_links_are_seen_where_they_lead_in_the_image(cluster):
@@ -554,25 +561,33 @@ def test_relative_links_behind_links_are_seen_where_they_lead_in_the_image(clust
     assert f"{films}:{cluster.folder}/films:ro" in places
 
 
-def test_content_of_a_datalad_data_set_is_bound_with_one_folder(cluster):
+def annexed(root, link):
+    """Make a link to content in a DataLad data set."""
+    content = root / ".git" / "annex" / "objects" / "x" / link.name / link.name
+    content.parent.mkdir(parents=True)
+    content.touch()
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(os.path.relpath(content, link.parent))
+
+
+def test_a_part_of_a_datalad_data_set_is_seen_with_the_whole(cluster):
     root = cluster.folder / "super"
     cluster.bids = root / "raw"
-    for label in ("01", "02"):
-        content = root / ".git" / "annex" / "objects" / "x" / label / "key" / "key"
-        content.parent.mkdir(parents=True)
-        content.touch()
-        func = cluster.bids / f"sub-{label}" / "ses-1" / "func"
-        func.mkdir(parents=True)
-        (func / "bold.nii.gz").symlink_to(os.path.relpath(content, func))
-    outside = cluster.folder / "linked"
-    outside.mkdir()
-    for label in ("01", "02"):
-        content = root / ".git" / "annex" / "objects" / "x" / label / "key" / "key"
-        (outside / f"{label}.mp4").symlink_to(content)
-    places = bound(image_command(cluster, "--", "--stimuli-dir", outside))
-    assert places == [
+    (cluster.bids / "sub-01").mkdir(parents=True)
+    for name in ("1.mp4", "2.mp4"):
+        annexed(root, cluster.bids / "stimuli" / "of" / "many" / "deep" / "folders" / name)
+    assert bound(image_command(cluster)) == [
+        f"{cluster.out}:{cluster.out}:rw", f"{root}:{root}:ro", f"{cluster.folder}/work:{cluster.folder}/work:rw"
+    ]  # fmt: skip
+
+
+def test_content_of_a_datalad_data_set_elsewhere_is_bound_with_one_folder(cluster):
+    root, films = cluster.folder / "super", cluster.folder / "films"
+    for name in ("1.mp4", "2.mp4"):
+        annexed(root, films / "life" / name)
+    assert bound(image_command(cluster, "--", "--stimuli-dir", films)) == [
         f"{path}:{path}:{mode}" for path, mode in [
-            (outside, "ro"), (cluster.out, "rw"), (root, "ro"), (cluster.folder / "work", "rw")
+            (cluster.bids, "ro"), (films, "ro"), (cluster.out, "rw"), (root, "ro"), (cluster.folder / "work", "rw")
         ]
     ]  # fmt: skip
 
