@@ -235,11 +235,11 @@ def test_a_model_more_keeps_the_fits_of_the_others(finished, study, tmp_path):
     words = [study, out, "participant", *OPTIONS, "--participant-label", "01", "-w", work]
     words += ["--features-dir", tmp_path / "features", "--models", "melspectrogram", "motionenergy"]
     assert run(*words).returncode == 0
-    fits = {path: path.stat().st_mtime_ns for path in (work / "fits").iterdir()}
+    fits = {path: path.stat().st_mtime_ns for path in (work / "sub-01/fits").iterdir()}
     assert len(fits) == 2 * 2  # scores and inference of each
     model = f"qwen25vltiny={study / 'models/qwen25vltiny'}"
     assert run(*words, model).returncode == 0
-    after = {path: path.stat().st_mtime_ns for path in (work / "fits").iterdir()}
+    after = {path: path.stat().st_mtime_ns for path in (work / "sub-01/fits").iterdir()}
     assert len(after) == 2 * 3
     assert fits.items() <= after.items()
 
