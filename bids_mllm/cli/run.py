@@ -161,10 +161,13 @@ def _clean_up(settings: Settings) -> None:
     own = settings.graph_dir
     if own != settings.work_dir:
         shutil.rmtree(own, ignore_errors=True)
-    of_level = {"participant": ("designs", "fits", "stimuli.json"), "group": ()}[settings.analysis_level]
+    of_level = {"participant": ("designs", "fits"), "group": ()}[settings.analysis_level]
     names = (f"bids_mllm_{settings.analysis_level}", f".{settings.analysis_level}.lock", ".proc-*", *of_level)
     for path in [path for name in names for path in settings.work_dir.glob(name)] if own == settings.work_dir else []:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    remembered = settings.work_dir / "stimuli.json"  # what all calls know of the stimuli
+    if list(settings.work_dir.glob("*")) == [remembered]:
+        remembered.unlink()
     with suppress(OSError):  # the work of other calls is there
         settings.work_dir.rmdir()
 

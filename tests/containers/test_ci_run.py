@@ -16,6 +16,7 @@ def run(folder, statuses):
         path = folder / part
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"echo this is {part}\nexit {status}\n")
+    (folder / "bin/_venv.sh").write_text('make_venv() { echo "environment: $1"; [ ! -e broken ]; }\n')
     (folder / ".ci").mkdir()
     shutil.copy(SCRIPT, folder / ".ci" / "run")
     return subprocess.run(["/bin/bash", folder / ".ci" / "run"], cwd="/", capture_output=True, text=True, check=False)
@@ -45,3 +46,15 @@ def test_a_part_without_tools_is_told_and_no_failure(tmp_path):
 
 def test_a_part_without_tools_hides_no_failure(tmp_path):
     assert run(tmp_path, (0, 77, 1)).returncode == 1
+
+
+def test_the_environment_is_made_before_any_part_begins(tmp_path):
+    lines = run(tmp_path, (0, 0, 0)).stdout.splitlines()
+    assert lines[0] == "environment: test"
+
+
+def test_nothing_is_run_without_an_environment(tmp_path):
+    (tmp_path / "broken").touch()
+    done = run(tmp_path, (0, 0, 0))
+    assert done.returncode == 1
+    assert "this is" not in done.stdout

@@ -143,7 +143,7 @@ def test_clean_workdir_of_several_leaves_the_work_of_others(call, study, tmp_pat
     other = work / "sub-03/bids_mllm_participant"
     other.mkdir(parents=True)
     assert call(*words(study, tmp_path, "01", "02"), "--clean-workdir").status == 0
-    assert [path.name for path in work.iterdir()] == ["sub-03"]
+    assert sorted(path.name for path in work.iterdir()) == ["stimuli.json", "sub-03"]
     assert call(study, tmp_path / "out", "group", "-w", work, "--nprocs", "1", "--clean-workdir").status == 0
     assert other.is_dir()
-    assert [path.name for path in work.iterdir()] == ["sub-03"]
+    assert sorted(path.name for path in work.iterdir()) == ["stimuli.json", "sub-03"]
