@@ -1,8 +1,7 @@
-"""Every command tells its help and its version at once, without what takes long to import."""
+"""Every command tells its help and its version without what takes long to import."""
 
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -29,33 +28,25 @@ sys.exit({function}())
 """
 
 
-def call(*command: str) -> tuple["subprocess.CompletedProcess[str]", float]:
-    """Call a command three times; return what it did, and the seconds of the quickest."""
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        seconds.append(time.perf_counter() - began)
-    return done, min(seconds)
+def call(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_commands_start_at_once(name: str, option: str) -> None:
+def test_commands_start_without_what_is_heavy(name: str, option: str) -> None:
     module, _, function = COMMANDS[name].partition(":")
     heavy = set(HEAVY) - NEEDED.get(name, set())
-    done, seconds = call(sys.executable, "-c", CALL.format(heavy=heavy, module=module, function=function), option)
+    done = call(sys.executable, "-c", CALL.format(heavy=heavy, module=module, function=function), option)
     assert (done.returncode, done.stderr) == (0, "")
     assert (f"usage: {name}" if option == "--help" else f"{name} ") in done.stdout
-    assert seconds < 1.0
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_start_at_once_on_the_standard_library(path: Path) -> None:
-    done, seconds = call(sys.executable, "-I", "-S", str(path), "--help")
+def test_scripts_start_on_the_standard_library(path: Path) -> None:
+    done = call(sys.executable, "-I", "-S", str(path), "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"usage: {path.name}" in done.stdout
-    assert seconds < 1.0
 
 
 def test_there_are_scripts_to_look_at() -> None:
