@@ -438,4 +438,6 @@ def test_an_atlas_that_does_not_fit_is_refused_before_any_work(call, study, tmp_
 def test_an_atlas_that_templateflow_has_not_fetched_is_told_with_the_command(call, study, tmp_path):
     result = participant(call, study, tmp_path / "out", "--atlas", "Schaefer400")
     assert result.status == 2
-    sentence(result, "api.get('MNI152NLin2009cAsym'", "desc='400Parcels7Networks'")
+    sentence(
+        result, "bids-mllm-templates prefetch --to DIR --space MNI152NLin2009cAsym --atlas Schaefer400x7", "is missing"
+    )

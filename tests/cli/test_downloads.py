@@ -201,6 +201,7 @@ def test_a_download_that_dies_is_told(settings_of, tmp_path, monkeypatch, caplog
     monkeypatch.setattr(downloads.sys, "executable", child)
     caplog.set_level("INFO", "bids_mllm")
     monkeypatch.setattr(downloads.logger, "propagate", True)
+    monkeypatch.setattr(downloads.logger, "handlers", [])  # those of other tests
     with pytest.raises((InputDataError, UsageError)) as caught:
         fetch_missing(settings_of())
     sentence = f"The download ended with status {status}; call the same command again, or without --allow-download."
@@ -212,6 +213,7 @@ def test_what_came_before_an_error_is_told_too(network, settings_of, monkeypatch
     network.bucket.faults[PARCELS] = "absent"
     caplog.set_level("INFO", "bids_mllm")
     monkeypatch.setattr(downloads.logger, "propagate", True)
+    monkeypatch.setattr(downloads.logger, "handlers", [])  # those of other tests
     with pytest.raises(InputDataError, match=f"^{PARCELS} cannot be fetched"):
         fetch_missing(settings_of("--atlas", "Schaefer400", "--space", f"{MNI}:res-2"))
     assert caplog.messages == [f"Fetched {network.templates / T1W}."]

@@ -13,7 +13,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, SimpleInterface, Trai
 class _In(BaseInterfaceInputSpec):
     folder = traits.Str(mandatory=True)
     name = traits.Str(mandatory=True)
-    does = traits.Enum("sleep", "fail", "die", "linger")
+    does = traits.Enum("sleep", "fail", "die", "linger", "wait")
     seconds = traits.Float(0.5, usedefault=True)
     device = traits.Str("cuda", usedefault=True, nohash=True)
     use_gpu = traits.Bool(True, usedefault=True, nohash=True)
@@ -34,7 +34,7 @@ class Occupy(SimpleInterface):
         row = {"device": self.inputs.device, "pid": os.getpid(), "beside": self._beside(), "begin": time.time()}
         record.write_text(json.dumps(row))
         try:
-            time.sleep(self.inputs.seconds)
+            self._occupy()
         except BaseException:
             if self.inputs.does == "linger":
                 time.sleep(6)  # longer than a new worker takes to start
@@ -46,6 +46,14 @@ class Occupy(SimpleInterface):
             raise ValueError("as asked")
         self._results["device"] = self.inputs.device
         return runtime
+
+    def _occupy(self):
+        """Hold the device for some seconds; a node that waits holds it until so many others have ended."""
+        if self.inputs.does != "wait":
+            time.sleep(self.inputs.seconds)
+            return
+        while sum("end" in row for row in records(Path(self.inputs.folder)).values()) < self.inputs.seconds:
+            time.sleep(0.05)
 
     def _beside(self):
         """Names of nodes that are on the device now, by records without an end and processes that live."""
@@ -61,7 +69,14 @@ class Occupy(SimpleInterface):
 
 
 def records(folder):
-    return {path.stem: json.loads(path.read_text() or "{}") for path in folder.glob("*.json")}
+    return {path.stem: _read(path) for path in folder.glob("*.json")}
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        return {"device": "", "pid": os.getpid()}  # it is being written
 
 
 def alive(pid):

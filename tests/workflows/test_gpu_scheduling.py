@@ -111,7 +111,7 @@ def test_no_more_gpu_nodes_at_once_than_asked_for(smi, tmp_path):
 @pytest.mark.timeout(120)
 def test_a_failing_node_gives_its_device_back(smi, tmp_path):
     smi(2)
-    nodes = [("a", "sleep", 6.0), ("b", "fail", 0.1), ("c", "fail", 0.1), *((f"d{i}", "sleep", 0.2) for i in range(3))]
+    nodes = [("a", "wait", 5), ("b", "fail", 0.1), ("c", "fail", 0.1), *((f"d{i}", "sleep", 0.2) for i in range(3))]
     rows, failures = run(tmp_path, nodes)
     assert failures == ["b", "c"]
     found = by_device(rows)
@@ -119,13 +119,13 @@ def test_a_failing_node_gives_its_device_back(smi, tmp_path):
     assert sorted(len(those) for those in found.values()) == [1, 5]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_killed_worker_gives_its_device_back(smi, tmp_path):
     smi(2)
-    nodes = [("a", "linger", 30.0), ("b", "die", 1.0), *((f"c{i}", "sleep", 1.0) for i in range(4))]
+    nodes = [("a", "linger", 200.0), ("b", "die", 1.0), *((f"c{i}", "sleep", 1.0) for i in range(4))]
     begin = time.monotonic()
     rows, failures = run(tmp_path, nodes, nprocs=2)
-    assert time.monotonic() - begin < 90
+    assert time.monotonic() - begin < 150  # nobody waits for what the killed worker's pool was at
     assert failures == ["a", "b"]
     assert {name: row["beside"] for name, row in rows.items() if row["beside"]} == {}
     found = by_device(rows)

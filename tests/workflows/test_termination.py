@@ -91,8 +91,12 @@ with terminated_by_sigterm(1.0):
 def test_a_call_that_does_not_return_does_not_hold_the_end_up():
     with subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGTERM)
+        watched = psutil.Process(process.pid)
+        before = watched.cpu_times().user
+        while watched.cpu_times().user < before + 0.5:  # then it is in the call
+            time.sleep(0.05)
         begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 143
         assert time.monotonic() - begin > 0.9  # it was given its second
 
