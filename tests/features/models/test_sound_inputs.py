@@ -1,4 +1,4 @@
-"""Sound of models that follow instructions: bit for bit what the real processors make, and their token counts."""
+"""Sound of models that follow instructions: what the real processors make, and their token counts."""
 
 import subprocess
 import sys
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from bids_mllm.exceptions import CheckpointError, StimulusError
 from bids_mllm.features.models.sound_inputs import (
@@ -22,6 +23,8 @@ from bids_mllm.records import Clip, ClipMedia
 
 RATE = 16000
 SECONDS = 4
+# On some processors the filters' product with more frames adds up in another order: the last of float32's seven digits.
+LAST_DIGITS = {"rtol": 0.0, "atol": 1e-6}
 # Lengths around the steps of frames (160) and tokens (640), the shortest, a usual window and the longest.
 LENGTHS = (321, 480, 481, 640, 641, 960, 961, 11200, 16000, 16001, 23840, SECONDS * RATE)
 
@@ -80,7 +83,8 @@ def test_qwen_omni_is_prepared_as_by_its_real_processor(omni: Path) -> None:
         # What the model keeps of either.
         kept = ours.feature_attention_mask.bool()
         assert kept.all()
-        assert torch.equal(ours.input_features.permute(0, 2, 1)[kept], real["input_features"].permute(0, 2, 1)[mask])
+        expected = real["input_features"].permute(0, 2, 1)[mask]
+        assert_close(ours.input_features.permute(0, 2, 1)[kept], expected, **LAST_DIGITS)
         assert int((real["input_ids"] == processor.audio_token_id).sum()) == ours.n_tokens
 
 
@@ -92,7 +96,7 @@ def test_a_cut_spectrogram_is_that_of_the_whole_window(qwen2audio: Path) -> None
         n_frames = int(whole.feature_attention_mask.sum())
         assert cut.input_features.shape[-1] == n_frames == settings.n_frames(n_samples)
         assert cut.feature_attention_mask.sum() == n_frames
-        assert torch.equal(cut.input_features, whole.input_features[..., :n_frames])
+        assert_close(cut.input_features, whole.input_features[..., :n_frames], **LAST_DIGITS)
 
 
 def test_the_encoder_of_the_real_model_gives_as_many_tokens(qwen2audio: Path) -> None:
