@@ -30,10 +30,15 @@ START_METHOD = "forkserver"
 
 
 class _Pool(ProcessPoolExecutor):
-    """A pool whose workers end after the node during which they were asked to."""
+    """A pool whose workers end after the node during which they were asked to, and whose end is always seen."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return super().submit(_run_and_end, fn, *args, **kwargs)
+        future = super().submit(_run_and_end, fn, *args, **kwargs)
+        # Python tells the thread that watches the workers of a new node before it starts a new worker for it; told
+        # again, the thread watches that worker too. Else its death goes unseen until another node ends.
+        with self._shutdown_lock:
+            self._executor_manager_thread_wakeup.wakeup()
+        return future
 
 
 def _run_and_end(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
