@@ -79,7 +79,7 @@ def test_an_nvidia_smi_without_an_answer_is_left_alone(machine, tmp_path, monkey
     show_driver(tmp_path, 2)
     found = visible_devices()
     assert (found.names, found.source) == (("0", "1"), "the driver")
-    assert time.monotonic() - begin < 50  # the program would have taken 60
+    assert time.monotonic() - begin < 10
 
 
 def test_device_files_tell_where_the_driver_shows_no_folder(tmp_path):
@@ -252,4 +252,4 @@ def test_a_torch_that_hangs_sees_none(monkeypatch):
     monkeypatch.setattr(devices, "answer_of", lambda command, seconds: gpus.answer_of(["/bin/sleep", "60"], seconds))
     begin = time.monotonic()
     assert not devices._torch_sees_gpu()
-    assert time.monotonic() - begin < 50  # the program would have taken 60
+    assert time.monotonic() - begin < 10

@@ -598,6 +598,7 @@ def test_a_caller_that_stops_early_leaves_no_thread(how: str) -> None:
     ahead = read_ahead(items(), max_bytes=4, size_of=lambda _: 1)
     assert next(ahead) == 1
     assert len(threads()) == 1
+    begin = time.monotonic()
     if how == "close":
         ahead.close()
     elif how == "drop":
@@ -611,6 +612,7 @@ def test_a_caller_that_stops_early_leaves_no_thread(how: str) -> None:
         with pytest.raises(RuntimeError, match="the model failed"):
             caller()
         ahead.close()
+    assert time.monotonic() - begin < 1.0
     assert threads() == []
     assert closed.is_set()
     assert set(drawn_by) == {"read-ahead"}

@@ -60,12 +60,14 @@ def test_killed_worker_ends_the_run_with_a_crash_file(tmp_path):
     dying = Node(DieOnce(), name="fit_sub_01")
     after = Node(Write(), name="maps_sub_01")
     workflow.connect(dying, "pid", after, "target")
+    begin = time.monotonic()
     failures = run_workflow(
         workflow,
         settings(tmp_path, nprocs=2),
         crash_dirs={"sub_01": tmp_path / "crash"},
         default_crash_dir=tmp_path / "logs",
     )
+    assert time.monotonic() - begin < 60
     assert [failure.node for failure in failures] == ["fit_sub_01"]
     (killed,) = failures
     assert "ended by the system" in killed.sentence
