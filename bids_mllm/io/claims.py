@@ -1,15 +1,17 @@
 """Claims: how jobs on one or several hosts divide the work on a shared feature store.
 
-A claim is a small file ``STORE/.claims/NAME.json``, made with O_EXCL, which is atomic on shared file systems too
-(file locks are not). Its holder renews the file's time; a claim that was not renewed for its lifetime is dead, by the
-clock of the file system, since those of hosts differ. A claim whose process is known to have ended is dead at once.
+A claim is a small file ``STORE/.claims/NAME.json``, made by linking a written one to a name that nothing has (where
+there are no hard links, with O_EXCL), which is atomic on shared file systems too (file locks are not). Its holder
+renews the file's time; a claim that was not renewed for its lifetime is dead, by the clock of the file system, since
+those of hosts differ. A claim whose process is known to have ended is dead at once.
 
-A dead claim is replaced, and an own one removed, only by who holds ``NAME.lock``, again made with O_EXCL and held for
-an instant, and only after looking once more. A holder that slept so long that its claim was taken over learns it when
-it releases; what both write is the same and whole, so that costs time and nothing else.
+A dead claim is replaced, and an own one removed, only by who holds ``NAME.lock``, made in the same way and held for an
+instant, and only after looking once more. A holder that slept so long that its claim was taken over learns it when it
+releases; what both write is the same and whole, so that costs time and nothing else.
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -31,6 +33,8 @@ LIFETIME = 90.0
 RENEWALS = 4
 #: Seconds to wait for a lock, which others hold for an instant.
 LOCK_SECONDS = 2.0
+#: What file systems answer that have no hard links, or not of this file.
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
 
 
@@ -120,7 +124,31 @@ class ClaimsFolder:
         return ("dead" if self.now() - renewed > lifetime else "live"), claim
 
     def create(self, path: Path, claim: Claim) -> bool:
-        """Make a claim file where there is none; return whether it was made."""
+        """Make a claim file where there is none, at once with its content; return whether it was made.
+
+        One without content could not be told from one that is being written: if its maker dies in between, everyone
+        would wait for its lifetime.
+        """
+        if path.exists():
+            return False
+        scratch = temporary_path(path)
+        try:
+            scratch.write_bytes(claim.to_bytes())
+            try:
+                os.link(scratch, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                return self._create_in_steps(path, claim)
+        except FileExistsError:
+            return False
+        finally:
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+        return True
+
+    def _create_in_steps(self, path: Path, claim: Claim) -> bool:
+        """Make a claim file on a file system without hard links."""
         try:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:

@@ -1,6 +1,7 @@
 """Claims, with real processes: no name is held twice, and what a dead or sleeping holder claimed is taken over."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -308,6 +309,52 @@ def test_a_claim_that_is_not_whole_lives_for_the_lifetime(tmp_path):
         assert not claims.take("a")
         os.utime(path, (time.time() - 61, time.time() - 61))
         assert claims.take("a")
+
+
+def _die_when_the_content_is_made(store: Path, what: str) -> None:
+    """Take a name, or give one free again, and be killed when the content of the n-th file is to be written."""
+    contents = Claim.to_bytes
+    left = {"claim": 1, "lock": 2}[what]
+
+    def deadly(claim: Claim) -> bytes:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return contents(claim)
+
+    Claim.to_bytes = deadly
+    claims = Claims(store)
+    claims.__enter__()
+    claims.take("x")
+    claims.release("x")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("what", ["claim", "lock"])
+def test_who_dies_while_it_writes_a_claim_or_a_lock_keeps_nobody_waiting(tmp_path, what):
+    process = multiprocessing.get_context("fork").Process(target=_die_when_the_content_is_made, args=(tmp_path, what))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (tmp_path / ".claims" / "x.json").exists() == (what == "lock")
+    with Claims(tmp_path) as claims:
+        assert claims.take("x")
+        assert claims.release("x")
+    assert list((tmp_path / ".claims").iterdir()) == []
+
+
+def test_claims_are_made_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def refused(*_arguments, **_named):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    with Claims(tmp_path) as one, Claims(tmp_path) as other:
+        assert one.take("x")
+        assert not other.take("x")
+        assert one.release("x")
+        assert other.take("x")
+    assert list((tmp_path / ".claims").iterdir()) == []
 
 
 def test_opening_sweeps_what_the_dead_left_and_nothing_else(tmp_path, holder):
