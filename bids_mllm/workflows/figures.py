@@ -1,0 +1,181 @@
+"""Figures on disk: the table of each, what else it needs, and its drawing as SVG and PNG."""
+
+import gzip
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from bids_mllm.exceptions import BidsMllmError, InputDataError
+from bids_mllm.io.files import atomic_path, read_json, read_tsv, write_json, write_tsv
+from bids_mllm.report.content import Cell, Picture
+from bids_mllm.report.figures import DRAWERS, FigureData
+from bids_mllm.report.style import CHART_STYLE, png_bytes, svg_bytes
+
+#: Tables with more rows are compressed.
+PLAIN_ROWS = 20_000
+#: A page shows the PNG of figures whose SVG is larger, in bytes.
+LARGE_SVG = 150_000
+DPI = 150
+FIELDS = ("Kind", "Title", "AltText", "Caption", "Columns", "Options")
+
+
+def write_figures(folder: Path, figures: Sequence[FigureData], *, output_dir: Path) -> tuple[Picture, ...]:
+    """Write figures as ``NAME.tsv`` (``.tsv.gz`` where long), ``.json``, ``.svg`` and ``.png``.
+
+    Each is drawn from what was written, so that `redraw` gives the same drawing.
+
+    Parameters
+    ----------
+    folder
+        Where the files go; made where it is missing.
+    figures
+        What is drawn.
+    output_dir
+        Folder of the outputs, in which maps that a figure names are found.
+
+    Returns
+    -------
+    pictures : tuple of Picture
+        For a page, in the same order.
+    """
+    return tuple(_written(folder, data, output_dir) for data in figures)
+
+
+def redraw(path: Path, *, output_dir: Path | None = None) -> tuple[Path, Path]:
+    """Draw a figure again from its table and its options, and write its SVG and PNG.
+
+    Parameters
+    ----------
+    path
+        One of the files of the figure, whichever.
+    output_dir
+        Folder of the outputs (default: the one in which the figure lies).
+
+    Returns
+    -------
+    svg, png : Path
+
+    Raises
+    ------
+    InputDataError
+        When the table or the JSON of the figure is missing or damaged; names it.
+    """
+    data = read_figure(path)
+    base = _base(path)
+    svg, png = _drawn(data, output_dir or base.parent.parent.parent)
+    paths = base.with_name(base.name + ".svg"), base.with_name(base.name + ".png")
+    for target, content in zip(paths, (svg, png), strict=True):
+        with atomic_path(target) as scratch:
+            scratch.write_bytes(content)
+    return paths
+
+
+def read_figure(path: Path) -> FigureData:
+    """Return the figure that was written under a name.
+
+    Parameters
+    ----------
+    path
+        One of the files of the figure.
+
+    Raises
+    ------
+    InputDataError
+        When its table or its JSON is missing or damaged; names it.
+    """
+    base = _base(path)
+    described = base.with_name(base.name + ".json")
+    try:
+        content = read_json(described)
+        kind, title, alt, caption, columns, options = (content[field] for field in FIELDS)
+        rows = _read_rows(base, columns)
+    except (BidsMllmError, KeyError, TypeError, ValueError) as error:
+        raise InputDataError(
+            f"The figure {base} cannot be read ({error}); write it anew by running the same level with --reports-only."
+        ) from error
+    return FigureData(kind, base.name, title, alt, caption, rows, options)
+
+
+def _base(path: Path) -> Path:
+    """Path of a figure without the extension."""
+    name = path.name
+    for extension in (".tsv.gz", ".tsv", ".json", ".svg", ".png"):
+        if name.endswith(extension):
+            return path.with_name(name.removesuffix(extension))
+    raise InputDataError(f"{path} is no file of a figure; give its .tsv, .tsv.gz, .json, .svg or .png.")
+
+
+def _written(folder: Path, data: FigureData, output_dir: Path) -> Picture:
+    folder.mkdir(parents=True, exist_ok=True)
+    base = folder / data.name
+    _write_rows(base, data)
+    columns = {name: _type_of([row[name] for row in data.rows]) for name in (data.rows[0] if data.rows else {})}
+    values = (data.kind, data.title, data.alt, data.caption, columns, dict(data.options))
+    write_json(base.with_name(base.name + ".json"), dict(zip(FIELDS, values, strict=True)))
+    svg, png = (path.read_bytes() for path in redraw(base.with_name(base.name + ".json"), output_dir=output_dir))
+    return Picture(svg if len(svg) <= LARGE_SVG else png, data.alt, data.caption)
+
+
+def _write_rows(base: Path, data: FigureData) -> None:
+    plain, compressed = base.with_name(base.name + ".tsv"), base.with_name(base.name + ".tsv.gz")
+    rows = [dict(row) for row in data.rows]
+    if len(rows) <= PLAIN_ROWS:
+        write_tsv(plain, rows)
+        compressed.unlink(missing_ok=True)
+        return
+    with atomic_path(compressed) as scratch:
+        table = scratch.with_name(scratch.name.removesuffix(".gz"))
+        try:
+            write_tsv(table, rows)
+            with scratch.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as stream:
+                stream.write(table.read_bytes())
+        finally:
+            table.unlink(missing_ok=True)
+    plain.unlink(missing_ok=True)
+
+
+def _read_rows(base: Path, columns: Mapping[str, str]) -> tuple[dict[str, Cell], ...]:
+    plain, compressed = base.with_name(base.name + ".tsv"), base.with_name(base.name + ".tsv.gz")
+    if not compressed.is_file():
+        texts = read_tsv(plain)
+    else:
+        try:
+            header, *lines = gzip.decompress(compressed.read_bytes()).decode("utf-8").removesuffix("\n").split("\n")
+        except (OSError, EOFError) as error:
+            raise InputDataError(f"{compressed} is damaged ({error}).") from error
+        names = header.split("\t")
+        texts = [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
+    return tuple({name: _value(row[name], kind) for name, kind in columns.items()} for row in texts)
+
+
+def _type_of(values: Sequence[Any]) -> str:
+    present = [value for value in values if value is not None]
+    if present and all(isinstance(value, Integral) for value in present):
+        return "integer"
+    return "number" if all(isinstance(value, Real) for value in present) else "text"
+
+
+def _value(text: str, kind: str) -> Cell:
+    if text == "n/a":
+        return None
+    return text if kind == "text" else int(text) if kind == "integer" else float(text)
+
+
+def _drawn(data: FigureData, output_dir: Path) -> tuple[bytes, bytes]:
+    """Return a figure as SVG and PNG, whose bytes depend on nothing but its data."""
+    with rc_context(dict(CHART_STYLE)):
+        figure = _draw(data, output_dir)
+        return svg_bytes(figure), png_bytes(figure, dpi=DPI)
+
+
+def _draw(data: FigureData, output_dir: Path) -> Figure:
+    if data.kind not in DRAWERS:
+        raise InputDataError(
+            f"The figure {data.name} is of the kind {data.kind!r}, which this version cannot draw; it draws "
+            f"{', '.join(sorted(DRAWERS))}."
+        )
+    return DRAWERS[data.kind](data)
