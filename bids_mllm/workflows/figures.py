@@ -45,7 +45,7 @@ def write_figures(folder: Path, figures: Sequence[FigureData], *, output_dir: Pa
     return tuple(_written(folder, data, output_dir) for data in figures)
 
 
-def redraw(path: Path, *, output_dir: Path | None = None) -> tuple[Path, Path]:
+def redraw(path: str | Path, *, output_dir: str | Path | None = None) -> tuple[Path, Path]:
     """Draw a figure again from its table and its options, and write its SVG and PNG.
 
     Parameters
@@ -65,8 +65,8 @@ def redraw(path: Path, *, output_dir: Path | None = None) -> tuple[Path, Path]:
         When the table or the JSON of the figure is missing or damaged; names it.
     """
     data = read_figure(path)
-    base = _base(path)
-    svg, png = _drawn(data, output_dir or base.parent.parent.parent)
+    base = _base(Path(path))
+    svg, png = _drawn(data, Path(output_dir or base.absolute().parent.parent.parent))
     paths = base.with_name(base.name + ".svg"), base.with_name(base.name + ".png")
     for target, content in zip(paths, (svg, png), strict=True):
         with atomic_path(target) as scratch:
@@ -74,7 +74,7 @@ def redraw(path: Path, *, output_dir: Path | None = None) -> tuple[Path, Path]:
     return paths
 
 
-def read_figure(path: Path) -> FigureData:
+def read_figure(path: str | Path) -> FigureData:
     """Return the figure that was written under a name.
 
     Parameters
@@ -87,7 +87,7 @@ def read_figure(path: Path) -> FigureData:
     InputDataError
         When its table or its JSON is missing or damaged; names it.
     """
-    base = _base(path)
+    base = _base(Path(path))
     described = base.with_name(base.name + ".json")
     try:
         content = read_json(described)
@@ -168,11 +168,29 @@ def _value(text: str, kind: str) -> Cell:
 def _drawn(data: FigureData, output_dir: Path) -> tuple[bytes, bytes]:
     """Return a figure as SVG and PNG, whose bytes depend on nothing but its data."""
     with rc_context(dict(CHART_STYLE)):
-        figure = _draw(data, output_dir)
+        figure = draw(data, output_dir)
         return svg_bytes(figure), png_bytes(figure, dpi=DPI)
 
 
-def _draw(data: FigureData, output_dir: Path) -> Figure:
+def draw(data: FigureData, output_dir: str | Path) -> Figure:
+    """Draw a figure.
+
+    Parameters
+    ----------
+    data
+        As `read_figure` gives it.
+    output_dir
+        Folder of the outputs, in which maps that the figure names are found.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+
+    Raises
+    ------
+    InputDataError
+        When nothing draws figures of this kind.
+    """
     if data.kind not in DRAWERS:
         raise InputDataError(
             f"The figure {data.name} is of the kind {data.kind!r}, which this version cannot draw; it draws "
