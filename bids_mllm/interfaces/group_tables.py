@@ -1,14 +1,20 @@
 """Tables of the group level: what the participants' tables and maps say, gathered and tested."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bids_mllm.group.tables import group_tests
-from bids_mllm.io.derivatives import MapName, outputs, write_table
+from bids_mllm.interfaces.participant_tables import ALL
+from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_table
 from bids_mllm.io.files import read_tsv
 from bids_mllm.io.results import ModelResult, roi_tables
+from bids_mllm.records import FloatArray
+from bids_mllm.score.multiplicity import fdr, simes
+from bids_mllm.score.roi import BEST, LEVEL
 
 
 def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
@@ -17,18 +23,72 @@ def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Pa
 
 
 def write_roi_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
-    """Write, for each atlas, the rows of all participants and models as one long table."""
-    declared = outputs()["tables"]["scores"]
+    """Write, for each atlas, the rows of all participants and models as one long table.
+
+    Every model has a row of all voxels, and rows of the nested choice have a false discovery rate over the regions
+    and models of their participant.
+    """
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         for atlas, own in roi_tables(result).items():
-            rows[atlas] += own
+            rows[atlas] += own if any(row["roi"] == ALL for row in own) else [whole_row(result), *own]
     written = []
     for atlas, own in rows.items():
-        path = name.path(results[0].output_dir, extension=".tsv", stat="scores", atlas=atlas)
-        write_table(path, own, declared["Columns"], {"Description": declared["Description"]})
-        written.append(path)
+        written += _write("scores", with_rates(own), name, results[0].output_dir, atlas=atlas)
     return written
+
+
+def with_rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Add `q` to rows of scores: the false discovery rate of `p` over all rows of a participant that have one.
+
+    Parameters
+    ----------
+    rows
+        With the key participant, and p where there is one, n/a or NaN where nothing was tested.
+
+    Returns
+    -------
+    rows : list of dict
+        With p and q, NaN where there is none.
+    """
+    p = np.array([number(row.get("p")) for row in rows])
+    people = np.array([row["participant"] for row in rows])
+    q: FloatArray = np.full(len(rows), np.nan)
+    for participant in np.unique(people):
+        q[people == participant] = fdr(p[people == participant])
+    return [{**row, "p": float(one), "q": float(rate)} for row, one, rate in zip(rows, p, q, strict=True)]
+
+
+def whole_row(result: ModelResult) -> dict[str, Any]:
+    """Return the row of all voxels of the nested choice from the maps, for tables that lack it."""
+    maps = {stat: _map_or_none(result, stat) for stat in ("r", "r2", "cvr2", "rnormalized", "p", "q")}
+    heads = {"participant": result.name.participant, "model": result.model, "condition": BEST, "pooling": BEST}
+    r, q = maps["r"], maps["q"]
+    tested = np.zeros(0) if q is None else q[np.isfinite(q)]
+    return {
+        **heads,
+        "layer": BEST,
+        "roi": ALL,
+        "kind": ALL,
+        "n_voxels": 0 if r is None else int(np.isfinite(r).sum()),
+        "coverage": 1.0,
+        "r": finite_mean(r),
+        "r2": finite_mean(maps["r2"]),
+        "cv_r2": finite_mean(maps["cvr2"]),
+        "r_normalized": finite_mean(maps["rnormalized"]),
+        "significant_share": float((tested <= LEVEL).mean()) if tested.size else float("nan"),
+        "p": float("nan") if maps["p"] is None else simes(maps["p"]),
+    }
+
+
+def _map_or_none(result: ModelResult, stat: str) -> FloatArray | None:
+    return result.map(stat, BEST)[0] if result.path(stat, BEST).is_file() else None
+
+
+def finite_mean(values: FloatArray | None) -> float:
+    """Mean of the finite values; NaN where there is none."""
+    finite = np.zeros(0) if values is None else values[np.isfinite(values)]
+    return float(finite.mean(dtype=np.float64)) if finite.size else float("nan")
 
 
 def write_comparison(results: Sequence[ModelResult], name: MapName) -> list[Path]:
@@ -39,16 +99,29 @@ def write_comparison(results: Sequence[ModelResult], name: MapName) -> list[Path
         rows += read_tsv(path) if path.is_file() else []
     models = {result.model for result in results}
     rows = [row for row in rows if row["model_a"] in models and row["model_b"] in models]
-    numbers = [{**row, "mean_difference": _number(row["mean_difference"])} for row in rows]
-    written = []
-    for stat, content in (("modelcomparison", rows), ("grouptest", group_tests(numbers))):
-        if content:
-            declared = outputs()["tables"][stat]
-            path = name.path(results[0].output_dir, extension=".tsv", stat=stat)
-            write_table(path, content, declared["Columns"], {"Description": declared["Description"]})
-            written.append(path)
-    return written
+    numbers = [{**row, "mean_difference": number(row["mean_difference"])} for row in rows]
+    output_dir = results[0].output_dir
+    tests = group_tests(numbers)
+    return [*_write("modelcomparison", rows, name, output_dir), *_write("grouptest", tests, name, output_dir)]
 
 
-def _number(text: str) -> float:
-    return float("nan") if text == "n/a" else float(text)
+def _write(
+    stat: str, rows: list[dict[str, Any]], name: MapName, output_dir: Path, *, atlas: str | None = None
+) -> list[Path]:
+    """Write a table of the group with those declared columns that its rows have; without rows remove an old one."""
+    path = name.path(output_dir, extension=".tsv", stat=stat, atlas=atlas)
+    if not rows:
+        for stale in (path, sidecar_path(path)):
+            stale.unlink(missing_ok=True)
+        return []
+    declared = outputs()["tables"][stat]
+    columns = declared["Columns"] | declared.get("GroupColumns", {})
+    known = {column for row in rows for column in row}
+    shown = {column: text for column, text in columns.items() if column in known}
+    write_table(path, rows, shown, {"Description": declared["Description"]})
+    return [path]
+
+
+def number(value: Any) -> float:
+    """Return a cell of a table as a number; NaN where it is n/a or missing."""
+    return float("nan") if value is None or value == "n/a" else float(value)

@@ -1,7 +1,7 @@
 """Rows of a participant's tables, and the comparison of its models: plain functions, usable without nipype."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +15,9 @@ from bids_mllm.score.layers import (
     preferred_depth_argmax,
     preferred_depth_mass,
 )
-from bids_mllm.score.multiplicity import fdr
+from bids_mllm.score.multiplicity import fdr, simes
 from bids_mllm.score.paired import BlockScores, PairedTest, paired_sign_flip, region_sign_flip
-from bids_mllm.score.roi import LEVEL, VoxelStatistics, region_means, roi_table
+from bids_mllm.score.roi import BEST, LEVEL, VoxelStatistics, region_means, roi_table
 
 ALL = "all"
 # Blocks from which signs can be flipped; the smallest attainable p stands beside every test.
@@ -153,9 +153,29 @@ def _masks(regions: Sequence[_Region], n_voxels: int) -> BoolArray:
     return masks
 
 
+def with_whole(atlas: Atlas) -> Atlas:
+    """Return the atlas with all voxels that have scores as its first region, unless it has one of that name."""
+    if ALL in atlas.names:
+        return atlas
+    return replace(
+        atlas,
+        members=(np.arange(atlas.n_voxels), *atlas.members),
+        names=(ALL, *atlas.names),
+        kinds=(ALL, *atlas.kinds),
+        indices=(None, *atlas.indices),
+        total_voxels=(atlas.n_voxels, *atlas.total_voxels),
+        hierarchy=(float("nan"), *atlas.hierarchy) if atlas.hierarchy else (),
+    )
+
+
 def score_rows(participant: str, results: ModelResults, atlas: Atlas, seed: int) -> list[dict[str, Any]]:
-    """Rows of the table of scores of one model."""
+    """Rows of the table of scores of one model: all voxels and every region of the atlas.
+
+    Rows of the nested choice have `p`, Simes' combination of the p of the region's voxels: of the hypothesis that
+    the model predicts none of them.
+    """
     held_out = results.held_out
+    atlas = with_whole(atlas)
     n_voxels = len(held_out.p)
     ceiling = np.full(n_voxels, np.nan) if results.ceiling is None else results.ceiling.ceiling
     known = VoxelStatistics(
@@ -163,7 +183,17 @@ def score_rows(participant: str, results: ModelResults, atlas: Atlas, seed: int)
     )
     depths = dict(zip(results.scores.layers, relative_depths(results.scores, results.n_layers).tolist(), strict=True))
     rows = roi_table(results.scores, atlas, known)
-    return [{"participant": participant, **row, "depth": depths.get(row["layer"], float("nan"))} for row in rows]
+    tested = {name: simes(held_out.p[own]) for name, own in zip(atlas.names, atlas.members, strict=True)}
+    nan = float("nan")
+    return [
+        {
+            "participant": participant,
+            **row,
+            "depth": depths.get(row["layer"], nan),
+            "p": tested[row["roi"]] if row["condition"] == row["layer"] == BEST else nan,
+        }
+        for row in rows
+    ]
 
 
 def layer_rows(participant: str, results: ModelResults, atlas: Atlas) -> list[dict[str, Any]]:

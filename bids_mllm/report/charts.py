@@ -17,17 +17,18 @@ _LINES = ("-", "--", ":", "-.")
 
 
 def rois_of_bars(kinds: Mapping[str, str], *, max_rois: int = MAX_ROIS) -> tuple[str, ...]:
-    """Return the regions that bars are drawn of: of many areas only the groups and sets, where there are any.
+    """Return the regions that bars are drawn of: of many areas none where there are groups or sets of them.
 
     Parameters
     ----------
     kinds
-        Kind by name of the region: area, group or set.
+        Kind by name of the region: all, area, group or set.
     max_rois
         Areas up to which all are drawn.
     """
-    groups = tuple(roi for roi, kind in kinds.items() if kind != "area")
-    return groups if groups and len(kinds) - len(groups) > max_rois else tuple(kinds)
+    without_areas = tuple(roi for roi, kind in kinds.items() if kind != "area")
+    grouped = any(kind in ("group", "set") for kind in kinds.values())
+    return without_areas if grouped and len(kinds) - len(without_areas) > max_rois else tuple(kinds)
 
 
 def roi_bars(

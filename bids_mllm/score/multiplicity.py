@@ -50,3 +50,25 @@ def fdr(p: FloatArray, *, method: Literal["bh", "by"] = "bh", n_comparisons: int
         factor *= (digamma(n_tried + 1) - digamma(1)) / (digamma(n_finite + 1) - digamma(1))
     q[finite] = np.minimum(1.0, factor * false_discovery_control(p[finite], method=method))
     return q
+
+
+def simes(p: FloatArray) -> float:
+    """Combine the p-values of several tests into one of the hypothesis that none of them has an effect.
+
+    ``min over i of m p_(i) / i`` of the m sorted p (Simes 1986): the smallest Benjamini-Hochberg rate. It holds its
+    level for independent and for positively dependent tests, as those of neighbouring voxels are. It says that there
+    is an effect in some test, not in which.
+
+    Parameters
+    ----------
+    p : (n,) float
+        P-values; NaN is no test.
+
+    Returns
+    -------
+    p : float
+        NaN where there is no test.
+    """
+    q = fdr(np.ravel(p))
+    finite = q[np.isfinite(q)]
+    return float(finite.min()) if finite.size else float("nan")

@@ -139,7 +139,8 @@ def roi_content(results: Sequence[ModelResult]) -> tuple[tuple[Picture, ...], tu
         rois = sorted(kinds, key=lambda roi: kinds[roi] == "area")
         drawn = rois_of_bars(kinds)
         mean_r = np.array([[_value(rows, roi, "r") for roi in rois] for rows in of_model.values()])
-        voxels = [int(_value(next(iter(of_model.values())), roi, "n_voxels")) for roi in rois]
+        of_any = [row for rows in of_model.values() for row in rows]
+        voxels = [int(_value(of_any, roi, "n_voxels")) for roi in rois]
         words = f"Mean held-out r of the ROIs of {atlas}, one bar a model; the table below gives the numbers."
         bars = roi_bars(drawn, models, mean_r[:, [rois.index(roi) for roi in drawn]])
         pictures.append(Picture(bars, words, f"ROIs of {atlas}."))

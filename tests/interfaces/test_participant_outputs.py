@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import false_discovery_control
 
 from bids_mllm.interfaces.inference import InferenceOptions, part_inference
 from bids_mllm.interfaces.participant_maps import (
@@ -21,6 +22,7 @@ from bids_mllm.interfaces.participant_tables import (
     partition_rows,
     rate_of,
     score_rows,
+    with_whole,
 )
 from bids_mllm.interfaces.rows import Rows
 from bids_mllm.outcomes import BandScores, CeilingMap, ModelScores, PairScores
@@ -216,6 +218,51 @@ def test_region_rows_know_ceiling_significance_and_intervals(results):
     assert single["depth"] == 0.25  # layers 0 to 2 of five were fitted
     assert np.isnan(single["r_low"])
     assert np.isnan(single["significant_share"])
+
+
+def test_region_rows_combine_the_p_of_their_voxels(results):
+    rows = score_rows("01", results["alpha"], ATLAS, seed=0)
+    best = {row["roi"]: row for row in rows if row["condition"] == row["layer"] == "best"}
+    assert list(best) == ["all", "one", "two", "three"]
+    p = results["alpha"].held_out.p
+    for name, members in zip(("all", *ATLAS.names), (np.arange(12), *ATLAS.members), strict=True):
+        assert best[name]["p"] == pytest.approx(false_discovery_control(p[members]).min())
+    # The first model predicts the first region alone, each voxel better than all 199 permutations.
+    assert best["one"]["p"] == pytest.approx(0.005)
+    assert min(best["two"]["p"], best["three"]["p"]) > 0.05
+    others = [row for row in rows if "best" not in (row["condition"], row["layer"])]
+    assert others
+    assert all(np.isnan(row["p"]) for row in others)
+
+
+def test_all_voxels_are_a_region_of_their_own(results):
+    rows = [row for row in score_rows("01", results["alpha"], ATLAS, seed=0) if row["roi"] == "all"]
+    scores = results["alpha"].scores
+    # Each condition with three layers and with the best one, and the nested choice.
+    assert [(row["condition"], row["layer"]) for row in rows] == [
+        *[("generatedAR", layer) for layer in (0, 1, 2, "best")],
+        *[("media", layer) for layer in (0, 1, 2, "best")],
+        ("best", "best"),
+    ]
+    assert [row["kind"] for row in rows] == ["all"] * 9
+    assert rows[5]["r"] == pytest.approx(float(scores.r[1, 1].mean()), rel=1e-6)
+    assert (rows[-1]["r"], rows[-1]["n_voxels"]) == (pytest.approx(float(scores.best_r.mean()), rel=1e-6), 12)
+    assert rows[-1]["coverage"] == 1.0
+    assert with_whole(with_whole(ATLAS)).names == ("all", "one", "two", "three")
+
+
+def test_regions_of_noise_are_not_found_more_often_than_by_chance():
+    found = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        Y, predicted = rng.normal(size=(2, N_ROWS, N_VOXELS)).astype(np.float32)
+        held_out = held_out_of(Y, predicted, n_permutations=99, seed=seed)
+        result = ModelResults(scores_of("m"), held_out, held_out.p, None, None, 5)
+        rows = score_rows("01", result, ATLAS, seed=0)
+        found += [
+            row["p"] <= 0.05 for row in rows if row["condition"] == row["layer"] == "best" and row["roi"] != "all"
+        ]
+    assert np.mean(found) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(found))
 
 
 def test_layer_rows_and_the_hierarchy(results):

@@ -118,6 +118,9 @@ def test_of_many_areas_only_groups_are_drawn_where_there_are_any() -> None:
     assert rois_of_bars(areas | groups, max_rois=4) == ("EVC", "visual")
     assert rois_of_bars(areas | groups, max_rois=5) == (*areas, *groups)
     assert rois_of_bars(areas, max_rois=4) == tuple(areas)
+    whole = {"all": "all"}
+    assert rois_of_bars(whole | areas, max_rois=4) == ("all", *areas)
+    assert rois_of_bars(whole | areas | groups, max_rois=4) == ("all", "EVC", "visual")
 
 
 def test_roi_bars_refuse_another_shape() -> None:

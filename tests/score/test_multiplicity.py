@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, norm
 
-from bids_mllm.score.multiplicity import count_comparisons, fdr
+from bids_mllm.score.multiplicity import count_comparisons, fdr, simes
 
 P = np.array([[0.01, 0.04, np.nan], [0.03, 0.5, 0.005]])
 
@@ -51,3 +51,25 @@ def test_p_outside_its_range_and_unknown_methods_are_refused():
         fdr(P, method="bonferroni")
     with pytest.raises(ValueError, match="between 0 and 1"):
         fdr(np.array([0.2, 1.5]))
+
+
+def test_simes_by_hand():
+    # 3 p_(i) / i of 0.02, 0.03, 0.9: 0.06, 0.045, 0.9.
+    assert simes(np.array([0.9, np.nan, 0.02, 0.03])) == pytest.approx(0.045)
+    assert simes(np.array([0.2])) == pytest.approx(0.2)
+    assert np.isnan(simes(np.array([np.nan])))
+    assert np.isnan(simes(np.zeros(0)))
+
+
+@given(hnp.arrays(float, st.integers(1, 30), elements=st.floats(1e-9, 1)))
+def test_simes_is_the_smallest_rate_of_scipy(p):
+    assert simes(p) == pytest.approx(false_discovery_control(p).min())
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.95])
+def test_simes_keeps_its_level_where_voxels_are_alike(correlation):
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(2000, 1)) * np.sqrt(correlation)
+    p = norm.sf(common + rng.normal(size=(2000, 20)) * np.sqrt(1 - correlation))
+    share = np.mean([simes(row) <= 0.05 for row in p])
+    assert share <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)

@@ -1,0 +1,95 @@
+"""Tables of the group, from maps and tables of participants made by hand."""
+
+import numpy as np
+import pytest
+from scipy.stats import false_discovery_control
+
+from bids_mllm.interfaces.group_tables import whole_row, with_rates, write_roi_tables
+from bids_mllm.io.derivatives import MapName, sidecar_path, write_map
+from bids_mllm.io.files import read_json, read_tsv, write_tsv
+from bids_mllm.io.grids import ParcelGrid
+from bids_mllm.io.results import ModelResult
+
+GRID = ParcelGrid(tuple(f"p{number}" for number in range(6)))
+KEPT = np.ones(6, dtype=bool)
+OLD_COLUMNS = ["participant", "model", "condition", "layer", "roi", "kind", "coverage", "n_voxels", "r"]
+
+
+def result_of(folder, participant, model):
+    return ModelResult(MapName(participant, "life", "MNI", extension=".tsv"), model, folder)
+
+
+def write_values(result, stat, values, desc="best", **sidecar):
+    write_map(result.path(stat, desc), np.asarray(values, dtype=np.float32), KEPT, GRID, sidecar)
+
+
+def score_row(result, roi, r=0.1, *, kind="area", coverage=1.0, **more):
+    heads = {"participant": result.name.participant, "model": result.model, "condition": "best", "layer": "best"}
+    return {**heads, "roi": roi, "kind": kind, "coverage": coverage, "n_voxels": 3, "r": r, **more}
+
+
+def write_scores(result, rows, atlas="toy"):
+    columns = OLD_COLUMNS + [name for name in rows[0] if name not in OLD_COLUMNS]
+    write_tsv(result.path("scores", None, extension=".tsv", atlas=atlas), rows, columns)
+
+
+def group_table(folder, stat, atlas=None):
+    path = MapName(None, "life", "MNI", extension=".tsv").path(folder, extension=".tsv", stat=stat, atlas=atlas)
+    return read_tsv(path), read_json(sidecar_path(path))
+
+
+def test_rates_go_over_regions_and_models_of_one_participant():
+    p = {("01", "a"): [0.01, 0.04], ("01", "b"): [0.03, np.nan], ("02", "a"): [0.2, 0.5]}
+    rows = [{"participant": who, "model": m, "p": value} for (who, m), own in p.items() for value in own]
+    found = with_rates(rows)
+    first = [row["q"] for row in found if row["participant"] == "01"]
+    np.testing.assert_allclose(np.array(first)[:3], false_discovery_control([0.01, 0.04, 0.03]))
+    assert np.isnan(first[3])
+    np.testing.assert_allclose([row["q"] for row in found[4:]], [0.4, 0.5])
+
+
+def test_rates_of_noise_find_something_no_more_often_than_by_chance():
+    rng = np.random.default_rng(0)
+    rows = [{"participant": f"{who}", "p": value} for who in range(600) for value in rng.uniform(size=12)]
+    found = {row["participant"] for row in with_rates(rows) if row["q"] <= 0.05}
+    assert len(found) / 600 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 600)
+
+
+def test_all_voxels_come_from_the_maps_where_the_tables_lack_them(tmp_path):
+    new, old = result_of(tmp_path, "01", "new"), result_of(tmp_path, "01", "old")
+    write_scores(new, [score_row(new, "all", 0.2, kind="all", p=0.01), score_row(new, "V1", p=0.04)])
+    write_scores(old, [score_row(old, "V1")])
+    write_values(old, "r", [0.1, 0.2, 0.3, np.nan, 0.0, -0.1])
+    write_values(old, "p", [0.02, 0.03, 0.9, np.nan, 0.9, 0.9])
+    write_values(old, "q", [0.04, 0.2, 0.9, np.nan, 0.9, 0.9])
+    (path,) = write_roi_tables([new, old], new.name.of_group())
+    rows, sidecar = group_table(tmp_path, "scores", "toy")
+    assert path.name == "task-life_space-MNI_atlas-toy_stat-scores_statmap.tsv"
+    assert [(row["model"], row["roi"], row["kind"]) for row in rows] == [
+        ("new", "all", "all"), ("new", "V1", "area"), ("old", "all", "all"), ("old", "V1", "area"),
+    ]  # fmt: skip
+    filled = rows[2]
+    assert (filled["r"], filled["n_voxels"], filled["significant_share"]) == ("0.1", "5", "0.2")
+    assert float(filled["p"]) == pytest.approx(0.075)  # 5 * 0.03 / 2
+    assert rows[3]["p"] == rows[3]["q"] == "n/a"
+    expected = false_discovery_control([0.01, 0.04, 0.075])
+    np.testing.assert_allclose([float(row["q"]) for row in rows[:3]], expected)
+    assert "models of the participant" in sidecar["q"]["Description"]
+
+
+def test_the_row_of_all_voxels_does_without_maps_that_are_not_there(tmp_path):
+    result = result_of(tmp_path, "01", "m")
+    write_values(result, "r", [np.nan] * 6)
+    row = whole_row(result)
+    assert row["n_voxels"] == 0
+    assert all(np.isnan(row[name]) for name in ("r", "r2", "r_normalized", "p", "significant_share"))
+
+
+def test_a_table_without_rows_is_removed(tmp_path):
+    from bids_mllm.interfaces.group_tables import write_comparison
+
+    result = result_of(tmp_path, "01", "m")
+    path = result.name.of_group().path(tmp_path, extension=".tsv", stat="grouptest")
+    write_tsv(path, [{"model_a": "gone"}])
+    assert write_comparison([result], result.name.of_group()) == []
+    assert not path.exists()
