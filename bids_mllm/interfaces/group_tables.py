@@ -7,19 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from bids_mllm.group.classes import compare_classes, compare_classes_by_run, model_class
 from bids_mllm.group.tables import group_tests
 from bids_mllm.interfaces.participant_tables import ALL
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_table
-from bids_mllm.io.files import read_tsv
+from bids_mllm.io.files import read_json, read_tsv
 from bids_mllm.io.results import ModelResult, roi_tables
 from bids_mllm.records import FloatArray
+from bids_mllm.score.bootstrap import bootstrap_runs
 from bids_mllm.score.multiplicity import fdr, simes
 from bids_mllm.score.roi import BEST, LEVEL
 
 
 def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
     """Write every table of the group in one space; return the paths of those that have rows."""
-    return [*write_roi_tables(results, name), *write_comparison(results, name)]
+    return [
+        *write_roi_tables(results, name),
+        *write_comparison(results, name),
+        *write_class_comparison(results, name),
+    ]
 
 
 def write_roi_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
@@ -28,14 +34,19 @@ def write_roi_tables(results: Sequence[ModelResult], name: MapName) -> list[Path
     Every model has a row of all voxels, and rows of the nested choice have a false discovery rate over the regions
     and models of their participant.
     """
+    written = []
+    for atlas, rows in gathered_scores(results).items():
+        written += _write("scores", with_rates(rows), name, results[0].output_dir, atlas=atlas)
+    return written
+
+
+def gathered_scores(results: Sequence[ModelResult]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of scores of all participants and models by atlas, each model with the region of all voxels."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         for atlas, own in roi_tables(result).items():
             rows[atlas] += own if any(row["roi"] == ALL for row in own) else [whole_row(result), *own]
-    written = []
-    for atlas, own in rows.items():
-        written += _write("scores", with_rates(own), name, results[0].output_dir, atlas=atlas)
-    return written
+    return dict(rows)
 
 
 def with_rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -103,6 +114,52 @@ def write_comparison(results: Sequence[ModelResult], name: MapName) -> list[Path
     output_dir = results[0].output_dir
     tests = group_tests(numbers)
     return [*_write("modelcomparison", rows, name, output_dir), *_write("grouptest", tests, name, output_dir)]
+
+
+def write_class_comparison(results: Sequence[ModelResult], name: MapName) -> list[Path]:
+    """Write classes of models against each other: over participants, and over the runs of each."""
+    classes = {result.model: model_class(result.sidecar()["Model"]) for result in results}
+    if len(set(classes.values())) < 2:
+        return _write("classcomparison", [], name, results[0].output_dir)
+    rows = compare_classes(class_scores(results), classes)
+    by_participant: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+    for result in results:
+        if result.path("rbyrun", BEST).is_file():
+            by_participant[str(result.name.participant)][result.model] = run_means(result)
+    for participant, by_run in by_participant.items():
+        rows += compare_classes_by_run(participant, by_run, classes, _run_interval)
+    return _write("classcomparison", rows, name, results[0].output_dir)
+
+
+def class_scores(results: Sequence[ModelResult]) -> list[dict[str, Any]]:
+    """Return the rows of the nested choice that classes are compared in: all voxels, groups and sets.
+
+    The areas of an atlas count where it has no groups. Where there are several atlases its name stands before a region.
+    """
+    atlases = gathered_scores(results)
+    whole: dict[tuple[str, str], dict[str, Any]] = {}
+    rows = []
+    for atlas, every in atlases.items():
+        own = [{**row, "r": number(row["r"])} for row in every if row["condition"] == row["layer"] == BEST]
+        whole = {(row["participant"], row["model"]): row for row in own if row["roi"] == ALL} | whole
+        grouped = [row for row in own if row["kind"] in ("group", "set")]
+        regions = grouped or [row for row in own if row["roi"] != ALL]
+        prefix = f"{atlas}:" if len(atlases) > 1 else ""
+        rows += [{**row, "roi": f"{prefix}{row['roi']}"} for row in regions]
+    keys = [(str(result.name.participant), result.model) for result in results]
+    return [*(whole.get(key) or whole_row(result) for key, result in zip(keys, results, strict=True)), *rows]
+
+
+def run_means(result: ModelResult) -> dict[str, float]:
+    """Return the mean r over all voxels of each held-out run, of the nested choice."""
+    names = read_json(sidecar_path(result.path("rbyrun", BEST)))["Runs"]
+    values = np.atleast_2d(result.map("rbyrun", BEST)[0])
+    return {run: finite_mean(own) for run, own in zip(names, values, strict=True)}
+
+
+def _run_interval(difference: FloatArray) -> tuple[float, float]:
+    interval = bootstrap_runs(difference[:, None])
+    return float(interval.low[0]), float(interval.high[0])
 
 
 def _write(

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from bids_mllm.interfaces.group_tables import whole_row, with_rates, write_roi_tables
+from bids_mllm.interfaces.group_tables import (
+    whole_row,
+    with_rates,
+    write_class_comparison,
+    write_comparison,
+    write_roi_tables,
+)
 from bids_mllm.io.derivatives import MapName, sidecar_path, write_map
 from bids_mllm.io.files import read_json, read_tsv, write_tsv
 from bids_mllm.io.grids import ParcelGrid
@@ -86,10 +92,74 @@ def test_the_row_of_all_voxels_does_without_maps_that_are_not_there(tmp_path):
 
 
 def test_a_table_without_rows_is_removed(tmp_path):
-    from bids_mllm.interfaces.group_tables import write_comparison
-
     result = result_of(tmp_path, "01", "m")
     path = result.name.of_group().path(tmp_path, extension=".tsv", stat="grouptest")
     write_tsv(path, [{"model_a": "gone"}])
     assert write_comparison([result], result.name.of_group()) == []
     assert not path.exists()
+
+
+def facts(kind, weights="pretrained"):
+    return {"Model": {"Kind": kind, "Weights": weights}}
+
+
+def class_results(folder, *, runs=("x", "y", "z")):
+    """Two participants and three models, the first better by 0.1 in every voxel and run."""
+    results = []
+    for who, participant in enumerate(("01", "02")):
+        for model, kind, r in (("it", "instruction-tuned video", 0.3), ("u1", "unimodal video", 0.2),
+                               ("u2", "unimodal audio", 0.2)):  # fmt: skip
+            result = result_of(folder, participant, model)
+            values = r + 0.1 * who + np.linspace(-0.05, 0.05, 6)
+            write_values(result, "r", values, **facts(kind))
+            by_run = np.stack([values + shift for shift in np.linspace(-0.02, 0.02, len(runs))])
+            write_values(result, "rbyrun", by_run[0] if len(runs) == 1 else by_run, Runs=list(runs))
+            results.append(result)
+    return results
+
+
+def test_classes_are_compared_without_an_atlas(tmp_path):
+    results = class_results(tmp_path)
+    (path,) = write_class_comparison(results, results[0].name.of_group())
+    rows, sidecar = group_table(tmp_path, "classcomparison")
+    assert path.name == "task-life_space-MNI_stat-classcomparison_statmap.tsv"
+    assert [(row["unit"], row["participant"], row["roi"]) for row in rows] == [
+        ("participant", "n/a", "all"), ("run", "01", "all"), ("run", "02", "all"),
+    ]  # fmt: skip
+    group, first, _ = rows
+    assert (group["class_a"], group["class_b"], group["models_b"]) == ("instruction-tuned", "unimodal", "u1, u2")
+    assert float(group["mean_difference"]) == pytest.approx(0.1)
+    # 50 % in the first participant, a third in the second.
+    assert float(group["percent_difference"]) == pytest.approx((50 + 100 / 3) / 2, rel=1e-5)
+    assert (group["n_participants"], group["smallest_p"], group["n_runs"]) == ("2", "0.5", "n/a")
+    assert float(first["mean_difference"]) == pytest.approx(0.1)
+    assert [float(first[name]) for name in ("low", "high")] == pytest.approx([0.1, 0.1], rel=1e-5)
+    assert (first["n_runs"], first["p_sign_flip"], first["smallest_p"], first["p_wilcoxon"]) == (
+        "3", "0.25", "0.25", "n/a",
+    )  # fmt: skip
+    assert "mean over its models" in sidecar["Description"]
+
+
+def test_classes_are_compared_in_groups_or_else_in_areas(tmp_path):
+    results = class_results(tmp_path, runs=("x",))
+    for result in results:
+        r = 0.4 if result.model == "it" else 0.3
+        write_scores(result, [score_row(result, "V1", r), score_row(result, "EVC", r, kind="group")])
+        write_scores(result, [score_row(result, "A1", "n/a")], atlas="other")
+    write_class_comparison(results, results[0].name.of_group())
+    rows, _ = group_table(tmp_path, "classcomparison")
+    over = {row["roi"]: row for row in rows if row["unit"] == "participant"}
+    # Without a value nobody can be compared; the areas of the atlas that has a group are left out.
+    assert list(over) == ["all", "toy:EVC"]
+    assert float(over["toy:EVC"]["percent_difference"]) == pytest.approx(100 / 3, rel=1e-5)
+    assert {row["smallest_p"] for row in rows if row["unit"] == "run"} == {"1"}
+    for result in results:
+        write_scores(result, [score_row(result, "A1", 0.1, kind="area")], atlas="other")
+    write_class_comparison(results, results[0].name.of_group())
+    rows, _ = group_table(tmp_path, "classcomparison")
+    assert "other:A1" in {row["roi"] for row in rows}
+
+
+def test_one_class_has_nothing_to_be_compared_with(tmp_path):
+    results = [result for result in class_results(tmp_path) if result.model != "it"]
+    assert write_class_comparison(results, results[0].name.of_group()) == []
