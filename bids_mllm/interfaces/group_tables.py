@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.group.classes import compare_classes, compare_classes_by_run, model_class
+from bids_mllm.group.partition import PARTS, partition_means
 from bids_mllm.group.tables import group_tests
 from bids_mllm.interfaces.participant_tables import ALL
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_table
@@ -25,6 +26,7 @@ def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Pa
         *write_roi_tables(results, name),
         *write_comparison(results, name),
         *write_class_comparison(results, name),
+        *write_partition(results, name),
     ]
 
 
@@ -160,6 +162,16 @@ def run_means(result: ModelResult) -> dict[str, float]:
 def _run_interval(difference: FloatArray) -> tuple[float, float]:
     interval = bootstrap_runs(difference[:, None])
     return float(interval.low[0]), float(interval.high[0])
+
+
+def write_partition(results: Sequence[ModelResult], name: MapName) -> list[Path]:
+    """Write the means over participants of what pairs of instructions explain alone and together."""
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        path = result.path("partition", None, extension=".tsv")
+        own = read_tsv(path) if path.is_file() else []
+        rows += [{**row, **{part: number(row[part]) for part in PARTS}} for row in own]
+    return _write("partition", partition_means(rows), name, results[0].output_dir)
 
 
 def _write(

@@ -9,6 +9,7 @@ from bids_mllm.interfaces.group_tables import (
     with_rates,
     write_class_comparison,
     write_comparison,
+    write_partition,
     write_roi_tables,
 )
 from bids_mllm.io.derivatives import MapName, sidecar_path, write_map
@@ -163,3 +164,29 @@ def test_classes_are_compared_in_groups_or_else_in_areas(tmp_path):
 def test_one_class_has_nothing_to_be_compared_with(tmp_path):
     results = [result for result in class_results(tmp_path) if result.model != "it"]
     assert write_class_comparison(results, results[0].name.of_group()) == []
+
+
+def test_pairs_of_thirteen_instructions_are_gathered(tmp_path):
+    keys = [f"generatedI{number}" for number in range(13)]
+    pairs = [(a, b) for number, a in enumerate(keys) for b in keys[number + 1 :]]
+    regions = [("all", "all"), ("visual", "set"), ("language", "set"), ("V1", "area")]
+    results = [result_of(tmp_path, participant, "m") for participant in ("01", "02")]
+    for shift, result in zip((0.0, 0.02), results, strict=True):
+        parts = {"unique_a": 0.1 + shift, "unique_b": 0.1, "shared": 0.2, "joint": 0.4 + shift, "n_voxels": 6}
+        rows = [
+            {"participant": result.name.participant, "model": "m", "condition_a": a, "condition_b": b, "roi": roi,
+             "kind": kind, "measure": "R2", **parts}
+            for roi, kind in regions for a, b in pairs
+        ]  # fmt: skip
+        write_tsv(result.path("partition", None, extension=".tsv"), rows)
+    (path,) = write_partition(results, results[0].name.of_group())
+    rows, _ = group_table(tmp_path, "partition")
+    assert path.name == "task-life_space-MNI_stat-partition_statmap.tsv"
+    assert len(rows) == 3 * 78
+    assert {row["roi"] for row in rows} == {"all", "visual", "language"}
+    assert (rows[0]["unique_a"], rows[0]["unique_a_sem"], rows[0]["n_participants"]) == ("0.11", "0.01", "2")
+    assert float(rows[0]["shared_percent"]) == pytest.approx(100 * 0.2 / 0.41, rel=1e-5)
+    assert not {"participant", "n_voxels"} & set(rows[0])
+    without = [result_of(tmp_path, "03", "m")]
+    assert write_partition(without, results[0].name.of_group()) == []
+    assert not path.exists()
