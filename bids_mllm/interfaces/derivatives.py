@@ -14,6 +14,7 @@ from bids_mllm.interfaces.participant_tables import (
     ComparisonOptions,
     compare_pairs,
     comparison_rows,
+    count_rows,
     hierarchy_rows,
     layer_rows,
     partition_rows,
@@ -327,6 +328,7 @@ class _Target:
                 "scores": score_rows(self.participant, result, atlas, seed),
                 "layers": layers,
                 "hierarchy": hierarchy_rows(layers, seed),
+                "choicecounts": count_rows(self.participant, result, atlas),
             }
             for stat, rows in tables.items():
                 if rows:

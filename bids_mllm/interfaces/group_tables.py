@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.group.classes import compare_classes, compare_classes_by_run, model_class
+from bids_mllm.group.counts import choice_rows
 from bids_mllm.group.partition import PARTS, partition_means
 from bids_mllm.group.tables import group_tests
 from bids_mllm.interfaces.participant_tables import ALL
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_table
 from bids_mllm.io.files import read_json, read_tsv
 from bids_mllm.io.results import ModelResult, roi_tables
-from bids_mllm.records import FloatArray
+from bids_mllm.records import FloatArray, IntArray
 from bids_mllm.score.bootstrap import bootstrap_runs
 from bids_mllm.score.multiplicity import fdr, simes
 from bids_mllm.score.roi import BEST, LEVEL
@@ -27,6 +28,7 @@ def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Pa
         *write_comparison(results, name),
         *write_class_comparison(results, name),
         *write_partition(results, name),
+        *write_choice_counts(results, name),
     ]
 
 
@@ -172,6 +174,40 @@ def write_partition(results: Sequence[ModelResult], name: MapName) -> list[Path]
         own = read_tsv(path) if path.is_file() else []
         rows += [{**row, **{part: number(row[part]) for part in PARTS}} for row in own]
     return _write("partition", partition_means(rows), name, results[0].output_dir)
+
+
+def write_choice_counts(results: Sequence[ModelResult], name: MapName) -> list[Path]:
+    """Write, for each atlas, how many voxels of each participant prefer each condition and layer.
+
+    Without an atlas, and of models whose tables an older version wrote, there are rows of all voxels alone.
+    """
+    found = [roi_tables(result, "choicecounts") for result in results]
+    scored = [roi_tables(result) for result in results]
+    atlases: list[str | None] = [*dict.fromkeys(atlas for own in scored for atlas in own)]
+    written = _write("choicecounts", [], name, results[0].output_dir) if atlases else []
+    for atlas in atlases or [None]:
+        rows: list[dict[str, Any]] = []
+        for result, own, tables in zip(results, found, scored, strict=True):
+            if atlas is None or atlas in tables:
+                rows += (own.get(atlas) if atlas else None) or whole_counts(result)
+        written += _write("choicecounts", rows, name, results[0].output_dir, atlas=atlas)
+    return written
+
+
+def whole_counts(result: ModelResult) -> list[dict[str, Any]]:
+    """Return from the maps how many of all voxels prefer each condition and layer."""
+    sidecar = result.sidecar()
+    condition, layer, r = (result.map(*key)[0] for key in (("bestcondition", None), ("bestlayer", None), ("r", BEST)))
+    # Maps hold numbers of layers.
+    place = np.full(layer.shape, np.nan)
+    for index, fitted in enumerate(sidecar["Layers"]):
+        place[layer == fitted] = index
+    heads = {"participant": result.name.participant, "model": result.model, "roi_index": None, "roi": ALL, "kind": ALL}
+    choices: dict[str, tuple[IntArray | FloatArray, Sequence[Any]]] = {
+        "condition": (condition, sidecar["Conditions"]),
+        "layer": (place, sidecar["Layers"]),
+    }
+    return choice_rows(heads, choices, r)
 
 
 def _write(

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bids_mllm.group.counts import choice_rows
 from bids_mllm.interfaces.participant_maps import ModelResults, pair_labels, pair_partitions, relative_depths
 from bids_mllm.outcomes import CeilingMap, PairScores
 from bids_mllm.records import Atlas, BoolArray, FloatArray, IntArray
@@ -194,6 +195,27 @@ def score_rows(participant: str, results: ModelResults, atlas: Atlas, seed: int)
         }
         for row in rows
     ]
+
+
+def count_rows(participant: str, results: ModelResults, atlas: Atlas) -> list[dict[str, Any]]:
+    """Count in every region the voxels that prefer each condition and layer by training-internal scores."""
+    scores = results.scores
+    atlas = with_whole(atlas)
+    rows = []
+    for place, own in enumerate(atlas.members):
+        heads = {
+            "participant": participant,
+            "model": scores.model,
+            "roi_index": atlas.indices[place],
+            "roi": atlas.names[place],
+            "kind": atlas.kinds[place],
+        }
+        choices: dict[str, tuple[IntArray | FloatArray, Sequence[Any]]] = {
+            "condition": (scores.best_condition[own], [condition.label for condition in scores.conditions]),
+            "layer": (scores.best_layer[own], scores.layers),
+        }
+        rows += choice_rows(heads, choices, scores.best_r[own])
+    return rows
 
 
 def layer_rows(participant: str, results: ModelResults, atlas: Atlas) -> list[dict[str, Any]]:

@@ -73,11 +73,11 @@ def find_results(output_dir: Path, participants: Sequence[str] = ()) -> tuple[Mo
     return tuple(found)
 
 
-def roi_tables(result: ModelResult) -> dict[str, list[dict[str, str]]]:
-    """Return the ROI tables of one model by atlas, as rows of text."""
-    pattern = result.path("scores", None, extension=".tsv", atlas="*").name
+def roi_tables(result: ModelResult, stat: str = "scores") -> dict[str, list[dict[str, str]]]:
+    """Return the ROI tables of one model and kind by atlas, as rows of text."""
+    pattern = result.path(stat, None, extension=".tsv", atlas="*").name
     tables = {}
-    for path in sorted(result.path("scores", None, extension=".tsv").parent.glob(pattern)):
+    for path in sorted(result.path(stat, None, extension=".tsv").parent.glob(pattern)):
         atlas = re.search(r"_atlas-([^_]+)_", path.name)
         if atlas:
             tables[atlas.group(1)] = read_tsv(path)

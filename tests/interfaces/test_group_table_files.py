@@ -7,6 +7,7 @@ from scipy.stats import false_discovery_control
 from bids_mllm.interfaces.group_tables import (
     whole_row,
     with_rates,
+    write_choice_counts,
     write_class_comparison,
     write_comparison,
     write_partition,
@@ -190,3 +191,40 @@ def test_pairs_of_thirteen_instructions_are_gathered(tmp_path):
     without = [result_of(tmp_path, "03", "m")]
     assert write_partition(without, results[0].name.of_group()) == []
     assert not path.exists()
+
+
+def write_choices(result):
+    facts = {"Conditions": ["gAR", "gVU"], "Layers": [4, 8, 12]}
+    write_values(result, "bestcondition", [0, 1, 1, np.nan, 0, 1], desc=None)
+    write_values(result, "bestlayer", [4, 12, 12, np.nan, 8, 12], desc=None)
+    write_values(result, "r", [0.1, 0.2, 0.3, 0.4, -0.1, np.nan], **facts)
+
+
+def test_choices_are_counted_from_the_maps_without_an_atlas(tmp_path):
+    result = result_of(tmp_path, "01", "m")
+    write_choices(result)
+    (path,) = write_choice_counts([result], result.name.of_group())
+    rows, _ = group_table(tmp_path, "choicecounts")
+    assert path.name == "task-life_space-MNI_stat-choicecounts_statmap.tsv"
+    assert [(row["choice"], row["value"], row["count"], row["n_voxels"]) for row in rows] == [
+        ("condition", "gAR", "1", "3"), ("condition", "gVU", "2", "3"),
+        ("layer", "4", "1", "3"), ("layer", "8", "0", "3"), ("layer", "12", "2", "3"),
+    ]  # fmt: skip
+    assert {(row["participant"], row["roi"], row["kind"]) for row in rows} == {("01", "all", "all")}
+
+
+def test_choices_of_participants_are_gathered_by_atlas(tmp_path):
+    new, old = result_of(tmp_path, "01", "m"), result_of(tmp_path, "02", "m")
+    for result in (new, old):
+        write_choices(result)
+    write_choice_counts([new, old], new.name.of_group())  # from before there was an atlas
+    for result in (new, old):
+        write_scores(result, [score_row(result, "V1")])
+    row = {"participant": "01", "model": "m", "roi_index": 1, "roi": "V1", "kind": "area", "choice": "layer",
+           "value": 4, "count": 7, "n_voxels": 7, "share": 1.0}  # fmt: skip
+    write_tsv(new.path("choicecounts", None, extension=".tsv", atlas="toy"), [row])
+    (path,) = write_choice_counts([new, old], new.name.of_group())
+    assert [path] == list(path.parent.glob("*.tsv"))
+    rows, _ = group_table(tmp_path, "choicecounts", "toy")
+    assert rows[0] == {key: str(value) for key, value in row.items()} | {"share": "1"}
+    assert {(one["participant"], one["roi"]) for one in rows[1:]} == {("02", "all")}

@@ -17,6 +17,7 @@ from bids_mllm.interfaces.participant_tables import (
     ComparisonOptions,
     compare_pairs,
     comparison_rows,
+    count_rows,
     hierarchy_rows,
     layer_rows,
     partition_rows,
@@ -263,6 +264,24 @@ def test_regions_of_noise_are_not_found_more_often_than_by_chance():
             row["p"] <= 0.05 for row in rows if row["condition"] == row["layer"] == "best" and row["roi"] != "all"
         ]
     assert np.mean(found) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / len(found))
+
+
+def test_choices_are_counted_in_regions_where_the_model_predicts(results):
+    planted = scores_of("alpha")
+    planted.best_condition[:] = [0, 0, 1, 1, 1, 1, 1, -1, 0, 0, 0, 0]
+    planted.best_layer[:] = [0, 1, 2, 2, 0, 0, 1, -1, 2, 2, 2, 2]
+    planted.best_r[:] = [0.1, 0.2, -0.1, 0.3, 0.1, 0.1, 0.1, 0.5, 0.0, np.nan, -1, 0]
+    one = ModelResults(planted, results["alpha"].held_out, results["alpha"].q, None, None, 5)
+    rows = count_rows("01", one, ATLAS)
+    counts = {(row["roi"], row["choice"], row["value"]): row["count"] for row in rows}
+    assert len(counts) == len(rows) == 4 * 5
+    assert [counts["one", "condition", label] for label in ("generatedAR", "media")] == [2, 1]
+    assert [counts["one", "layer", layer] for layer in (0, 1, 2)] == [1, 1, 1]
+    assert [counts["two", "condition", label] for label in ("generatedAR", "media")] == [0, 3]
+    assert [counts["all", "layer", layer] for layer in (0, 1, 2)] == [3, 2, 1]
+    shares = {row["roi"]: row["share"] for row in rows if row["value"] == "media"}
+    assert shares == pytest.approx({"all": 4 / 6, "one": 1 / 3, "two": 1, "three": np.nan}, nan_ok=True)
+    assert {row["n_voxels"] for row in rows if row["roi"] == "three"} == {0}
 
 
 def test_layer_rows_and_the_hierarchy(results):

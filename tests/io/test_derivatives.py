@@ -244,7 +244,11 @@ def test_roi_tables_by_atlas(tmp_path):
         {"roi": ""},
         {},
     )
+    write_table(
+        name.path(tmp_path, model="m", stat="layers", atlas="AAL", extension=".tsv"), [{"roi": 2}], {"roi": ""}, {}
+    )
     assert roi_tables(find_results(tmp_path)[0]) == {"AAL": [{"roi": "AAL"}], "Glasser": [{"roi": "Glasser"}]}
+    assert roi_tables(find_results(tmp_path)[0], "layers") == {"AAL": [{"roi": "2"}]}
 
 
 def test_maps_of_participants_are_stacked_over_the_voxels_of_any(tmp_path):
