@@ -11,6 +11,7 @@ from bids_mllm.group.classes import compare_classes, compare_classes_by_run, mod
 from bids_mllm.group.counts import choice_rows
 from bids_mllm.group.partition import PARTS, partition_means
 from bids_mllm.group.tables import group_tests
+from bids_mllm.interfaces.group_features import coupling_rows, text_sample_rows
 from bids_mllm.interfaces.participant_tables import ALL
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_table
 from bids_mllm.io.files import read_json, read_tsv
@@ -23,12 +24,16 @@ from bids_mllm.score.roi import BEST, LEVEL
 
 def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
     """Write every table of the group in one space; return the paths of those that have rows."""
+    output_dir = results[0].output_dir
+    models = list(dict.fromkeys(result.model for result in results))
     return [
         *write_roi_tables(results, name),
         *write_comparison(results, name),
         *write_class_comparison(results, name),
         *write_partition(results, name),
         *write_choice_counts(results, name),
+        *_write("coupling", coupling_rows(results), name, output_dir),
+        *_write("textsamples", text_sample_rows(output_dir, models), name, output_dir),
     ]
 
 

@@ -9,14 +9,12 @@ from nipype.pipeline.engine import Node
 
 from bids_mllm import __version__
 from bids_mllm.interfaces.conditioning import CheckConditioning, read_checks
+from bids_mllm.interfaces.group_features import TEXTS_ENDING, TEXTS_FOLDER
 from bids_mllm.io.files import read_tsv
 from bids_mllm.records import ModelSpec
 from bids_mllm.report.conditioning import ModelChecks, conditioning_blocks, text_samples
 from bids_mllm.report.content import Block, Table
 from bids_mllm.workflows.plan import StudyPlan
-
-TEXTS_FOLDER = Path("sourcedata") / "texts"
-TEXTS_ENDING = "_texts.tsv"
 
 
 def check_node(plan: StudyPlan, model: ModelSpec) -> Node:
