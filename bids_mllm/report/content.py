@@ -1,9 +1,12 @@
 """What the sections of a page are made of: ready values, each of one kind that the template knows."""
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from markupsafe import Markup
 
 Cell = str | int | float | None
 
@@ -46,6 +49,11 @@ class Table:
                     f"A row of the table {self.caption!r} has {len(row)} cells, but {len(self.columns)} "
                     "columns are named; pass one cell a column."
                 )
+
+    @property
+    def filtered(self) -> bool:
+        """Whether the page offers to show only rows that hold some text: tables of regions are long."""
+        return "ROI" in self.columns
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,46 @@ class Article:
     kind: ClassVar[str] = "article"
 
 
-Block = Picture | Table | Paragraph | Heading | Bullets | Facts | Article
+@dataclass(frozen=True)
+class ViewerBlock:
+    """Maps to turn and to choose from; made by `viewer.viewer_block`.
+
+    `content` is what the script of the page reads, `picture` what is seen without it, and `notes` are sentences about
+    what the viewer leaves out.
+    """
+
+    content: Mapping[str, Any]
+    picture: Picture
+    caption: str
+    notes: tuple[str, ...] = ()
+    kind: ClassVar[str] = "viewer"
+
+    @property
+    def markup(self) -> Markup:
+        """The content as JSON that cannot end the element it stands in."""
+        return _json_markup(self.content)
+
+
+@dataclass(frozen=True)
+class ExplorerBlock:
+    """Curves of the scores of regions over layers to choose from; made by `explorer.explorer_block`."""
+
+    content: Mapping[str, Any]
+    caption: str
+    kind: ClassVar[str] = "explorer"
+
+    @property
+    def markup(self) -> Markup:
+        """The content as JSON that cannot end the element it stands in."""
+        return _json_markup(self.content)
+
+
+def _json_markup(content: Mapping[str, Any]) -> Markup:
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+Block = Picture | Table | Paragraph | Heading | Bullets | Facts | Article | ViewerBlock | ExplorerBlock
 
 
 @dataclass(frozen=True)

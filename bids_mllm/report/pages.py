@@ -23,6 +23,7 @@ from bids_mllm.report.content import (
     cell_text,
 )
 from bids_mllm.report.design_charts import alignment_chart, cv_chart
+from bids_mllm.report.scripts import page_scripts
 from bids_mllm.report.tables import (
     ModelCard,
     alignment_table,
@@ -266,4 +267,7 @@ def _rendered(title: str, sections: tuple[Section, ...], app_version: str, creat
     environment.filters["cell"] = cell_text
     environment.filters["article"] = _article_html
     template = environment.get_template("page.html.j2")
-    return template.render(title=title, sections=sections, app_version=app_version, created=created, place=place)
+    return template.render(
+        title=title, sections=sections, app_version=app_version, created=created, place=place,
+        scripts=page_scripts(sections),
+    )  # fmt: skip

@@ -125,20 +125,21 @@ class SurfaceCanvas:
         drawn = "" if n_drawn == self.grid.n_left else f", with the first {n_drawn} vertices of each hemisphere"
         return f"Drawn on the inflated {self.meshes.name}{drawn}."
 
-    def _sides(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def sides(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the values of the vertices of the left hemisphere and of the right one."""
         return values[: self.grid.n_left], values[self.grid.n_left :]
 
     def scores(self, values: FloatArray, *, top: float | None, label: str) -> bytes:
         """See `Canvas`."""
-        return score_surface(self.meshes, *self._sides(values), vmax=top, label=label)
+        return score_surface(self.meshes, *self.sides(values), vmax=top, label=label)
 
     def layers(self, positions: FloatArray, layers: list[int]) -> bytes:
         """See `Canvas`."""
-        return layer_surface(self.meshes, *self._sides(positions), layers)
+        return layer_surface(self.meshes, *self.sides(positions), layers)
 
     def categories(self, positions: FloatArray, names: list[str], *, label: str) -> bytes:
         """See `Canvas`."""
-        return category_surface(self.meshes, *self._sides(positions), names, label=label)
+        return category_surface(self.meshes, *self.sides(positions), names, label=label)
 
     def peak(self, values: FloatArray) -> str:
         """See `Canvas`."""
@@ -169,7 +170,8 @@ class GrayordinateCanvas:
     def _has_voxels(self) -> bool:
         return bool(np.any(self.grid.axis.volume_mask))
 
-    def _sides(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def sides(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the values of the vertices of the left hemisphere and of the right one, NaN without cortex."""
         axis, whole = self.grid.axis, np.full((2, len(self.meshes.left.points)), np.nan)
         for side, structure in zip(whole, _CORTICES, strict=True):
             own = np.asarray(axis.name) == structure
@@ -186,16 +188,16 @@ class GrayordinateCanvas:
 
     def scores(self, values: FloatArray, *, top: float | None, label: str) -> bytes:
         """See `Canvas`."""
-        return score_surface(self.meshes, *self._sides(values), vmax=top, label=label, deep=self._deep(values))
+        return score_surface(self.meshes, *self.sides(values), vmax=top, label=label, deep=self._deep(values))
 
     def layers(self, positions: FloatArray, layers: list[int]) -> bytes:
         """See `Canvas`."""
-        return layer_surface(self.meshes, *self._sides(positions), layers, deep=self._deep(positions))
+        return layer_surface(self.meshes, *self.sides(positions), layers, deep=self._deep(positions))
 
     def categories(self, positions: FloatArray, names: list[str], *, label: str) -> bytes:
         """See `Canvas`."""
         deep = self._deep(positions)
-        return category_surface(self.meshes, *self._sides(positions), names, label=label, deep=deep)
+        return category_surface(self.meshes, *self.sides(positions), names, label=label, deep=deep)
 
     def peak(self, values: FloatArray) -> str:
         """See `Canvas`."""

@@ -87,7 +87,7 @@ def test_grayordinates_lie_on_the_vertices_and_voxels_that_their_axis_names():
     axis = tiny_axis()
     drawn = fsaverage5_canvas(axis)
     values = np.arange(len(axis)) / 1000
-    left, right = drawn._sides(values)
+    left, right = drawn.sides(values)
     assert {int(vertex): left[vertex] for vertex in np.flatnonzero(np.isfinite(left))} == dict(
         zip([2, 5, 7, 11], values[:4], strict=True)
     )
