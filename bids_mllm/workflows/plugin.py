@@ -16,6 +16,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import UsageError, WorkerKilledError
 from bids_mllm.workflows.gpus import visible_devices
+from bids_mllm.workflows.resources import Usage, usage_of_process
 from bids_mllm.workflows.stopping import end_if_asked, guard_worker, raise_if_terminated
 
 logger = logging.getLogger("bids_mllm")
@@ -27,6 +28,8 @@ PLUGINS = (*LOCAL_PLUGINS, "SLURM", "PBS", "SGE", "LSF", "OAR", "Condor")
 UNTOLD_PLUGINS = ("SLURMGraph", "PBSGraph", "SGEGraph", "DAGMan")
 #: A fork of a process that has used CUDA cannot use it.
 START_METHOD = "forkserver"
+#: Under which a worker tells what it has used, beside the result of a node.
+USAGE = "usage"
 
 
 class _Pool(ProcessPoolExecutor):
@@ -43,6 +46,8 @@ class _Pool(ProcessPoolExecutor):
 
 def _run_and_end(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     result = run(*args, **kwargs)
+    if isinstance(result, dict):
+        result[USAGE] = usage_of_process()
     end_if_asked()
     return result
 
@@ -85,6 +90,8 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
         self._monitor = monitor
         self._nodes_on = [0] * n_devices
         self._device_of: dict[int, int] = {}
+        #: What each worker has used, by its number.
+        self.usage: dict[int, Usage] = {}
         self.pool: ProcessPoolExecutor = self._new_pool()
 
     def _new_pool(self) -> ProcessPoolExecutor:
@@ -102,6 +109,8 @@ class ResilientMultiProcPlugin(MultiProcPlugin):
 
     def _async_callback(self, args: Any) -> None:
         if args.exception() is None:
+            usage = args.result().pop(USAGE)
+            self.usage[usage.pid] = usage
             super()._async_callback(args)
 
     def _get_result(self, taskid: int) -> Any:

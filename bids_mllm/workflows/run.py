@@ -16,6 +16,7 @@ from bids_mllm.exceptions import BidsMllmError, Terminated
 from bids_mllm.io.files import write_text
 from bids_mllm.workflows.cluster import EXECUTION, ResilientSlurmPlugin, slurm_plugin, tell_nodes
 from bids_mllm.workflows.plugin import LOCAL_PLUGINS, choose_plugin, read_plugin_file, set_nipype_level
+from bids_mllm.workflows.resources import Begun, record_of, write_resources
 from bids_mllm.workflows.stopping import end_processes, raise_if_terminated
 
 logger = logging.getLogger("bids_mllm")
@@ -46,6 +47,7 @@ def run_workflow(
     default_crash_dir
         Folder of all others.
     """
+    begun = Begun()
     _configure(workflow, settings, default_crash_dir)
     folders = {*crash_dirs.values(), default_crash_dir}
     for name in workflow.list_node_names():
@@ -79,6 +81,7 @@ def run_workflow(
     _keep_resource_record(workflow, default_crash_dir)
     made = sorted({path for folder in folders for path in folder.glob("crash-*")} - before)
     failures = tuple(read_crash(path) for path in made)
+    _keep_usage(begun, workflow, settings, plugin=plugin, n_failed=len(failures), folders=folders)
     if stopped is not None and not failures:
         logger.debug("The graph stopped.", exc_info=stopped)
         raise BidsMllmError(
@@ -135,6 +138,19 @@ def _keep_resource_record(workflow: Workflow, folder: Path) -> None:
     record = Path(workflow.base_dir) / workflow.name / "resource_monitor.json"
     if record.is_file():
         write_text(folder / record.name, record.read_text(encoding="utf-8"))
+
+
+def _keep_usage(
+    begun: Begun, workflow: Workflow, settings: Settings, *, plugin: Any, n_failed: int, folders: Iterable[Path]
+) -> None:
+    """Write what the run took beside its settings."""
+    workers = getattr(plugin, "usage", {}).values()
+    ours = "SLURM" if isinstance(plugin, ResilientSlurmPlugin) else "MultiProc"
+    record = record_of(
+        begun, workers, level=settings.analysis_level, plugin=plugin if isinstance(plugin, str) else ours,
+        n_nodes=len(workflow.list_node_names()), n_failed=n_failed,
+    )  # fmt: skip
+    write_resources(folders, record)
 
 
 def read_crash(path: Path) -> Failure:
