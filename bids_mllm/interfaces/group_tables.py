@@ -1,7 +1,7 @@
 """Tables of the group level: what the participants' tables and maps say, gathered and tested."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bids_mllm.interfaces.group_features import coupling_rows, text_sample_rows
 from bids_mllm.interfaces.participant_tables import ALL
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path, write_table
 from bids_mllm.io.files import read_json, read_tsv
-from bids_mllm.io.results import ModelResult, roi_tables
+from bids_mllm.io.results import ModelResult, table_paths
 from bids_mllm.records import FloatArray, IntArray
 from bids_mllm.score.bootstrap import bootstrap_runs
 from bids_mllm.score.multiplicity import fdr, simes
@@ -44,18 +44,38 @@ def write_roi_tables(results: Sequence[ModelResult], name: MapName) -> list[Path
     and models of their participant.
     """
     written = []
-    for atlas, rows in gathered_scores(results).items():
-        written += _write("scores", with_rates(rows), name, results[0].output_dir, atlas=atlas)
+    for atlas, best in best_scores(results).items():
+        rows = _all_scores(results, atlas, with_rates(best))
+        written.append(_table("scores", rows, name, results[0].output_dir, atlas=atlas))
     return written
 
 
-def gathered_scores(results: Sequence[ModelResult]) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows of scores of all participants and models by atlas, each model with the region of all voxels."""
+def best_scores(results: Sequence[ModelResult]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of the nested choice of all participants and models by atlas, each model with all voxels."""
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
-        for atlas, own in roi_tables(result).items():
+        for atlas, path in table_paths(result, "scores").items():
+            own: list[dict[str, Any]] = [*read_tsv(path, _is_best)]
             rows[atlas] += own if any(row["roi"] == ALL for row in own) else [whole_row(result), *own]
     return dict(rows)
+
+
+def _is_best(row: Mapping[str, Any]) -> bool:
+    return bool(row["condition"] == row["layer"] == BEST)
+
+
+def _all_scores(
+    results: Sequence[ModelResult], atlas: str, best: Sequence[Mapping[str, Any]]
+) -> Iterator[Mapping[str, Any]]:
+    """Give the rows of every model's table of an atlas, one table in memory at a time, with `best` in their places."""
+    chosen: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for row in best:
+        chosen[row["participant"], row["model"]].append(row)
+    for result in results:
+        path = table_paths(result, "scores").get(atlas)
+        if path is not None:
+            yield from read_tsv(path, lambda row: not _is_best(row))
+            yield from chosen[str(result.name.participant), result.model]
 
 
 def with_rates(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -145,11 +165,11 @@ def class_scores(results: Sequence[ModelResult]) -> list[dict[str, Any]]:
 
     The areas of an atlas count where it has no groups. Where there are several atlases its name stands before a region.
     """
-    atlases = gathered_scores(results)
+    atlases = best_scores(results)
     whole: dict[tuple[str, str], dict[str, Any]] = {}
     rows = []
     for atlas, every in atlases.items():
-        own = [{**row, "r": number(row["r"])} for row in every if row["condition"] == row["layer"] == BEST]
+        own = [{**row, "r": number(row["r"])} for row in every]
         whole = {(row["participant"], row["model"]): row for row in own if row["roi"] == ALL} | whole
         grouped = [row for row in own if row["kind"] in ("group", "set")]
         regions = grouped or [row for row in own if row["roi"] != ALL]
@@ -178,7 +198,8 @@ def write_partition(results: Sequence[ModelResult], name: MapName) -> list[Path]
         path = result.path("partition", None, extension=".tsv")
         own = read_tsv(path) if path.is_file() else []
         rows += [{**row, **{part: number(row[part]) for part in PARTS}} for row in own]
-    return _write("partition", partition_means(rows), name, results[0].output_dir)
+    of_participants = ("participant", "n_voxels")
+    return _write("partition", partition_means(rows), name, results[0].output_dir, without=of_participants)
 
 
 def write_choice_counts(results: Sequence[ModelResult], name: MapName) -> list[Path]:
@@ -186,15 +207,15 @@ def write_choice_counts(results: Sequence[ModelResult], name: MapName) -> list[P
 
     Without an atlas, and of models whose tables an older version wrote, there are rows of all voxels alone.
     """
-    found = [roi_tables(result, "choicecounts") for result in results]
-    scored = [roi_tables(result) for result in results]
+    found = [table_paths(result, "choicecounts") for result in results]
+    scored = [table_paths(result, "scores") for result in results]
     atlases: list[str | None] = [*dict.fromkeys(atlas for own in scored for atlas in own)]
     written = _write("choicecounts", [], name, results[0].output_dir) if atlases else []
     for atlas in atlases or [None]:
         rows: list[dict[str, Any]] = []
         for result, own, tables in zip(results, found, scored, strict=True):
             if atlas is None or atlas in tables:
-                rows += (own.get(atlas) if atlas else None) or whole_counts(result)
+                rows += read_tsv(own[atlas]) if atlas in own else whole_counts(result)
         written += _write("choicecounts", rows, name, results[0].output_dir, atlas=atlas)
     return written
 
@@ -216,20 +237,39 @@ def whole_counts(result: ModelResult) -> list[dict[str, Any]]:
 
 
 def _write(
-    stat: str, rows: list[dict[str, Any]], name: MapName, output_dir: Path, *, atlas: str | None = None
+    stat: str,
+    rows: Sequence[Mapping[str, Any]],
+    name: MapName,
+    output_dir: Path,
+    *,
+    atlas: str | None = None,
+    without: Sequence[str] = (),
 ) -> list[Path]:
-    """Write a table of the group with those declared columns that its rows have; without rows remove an old one."""
+    """Write a table of the group, or remove an old one where there are no rows."""
+    if rows:
+        return [_table(stat, rows, name, output_dir, atlas=atlas, without=without)]
     path = name.path(output_dir, extension=".tsv", stat=stat, atlas=atlas)
-    if not rows:
-        for stale in (path, sidecar_path(path)):
-            stale.unlink(missing_ok=True)
-        return []
+    for stale in (path, sidecar_path(path)):
+        stale.unlink(missing_ok=True)
+    return []
+
+
+def _table(
+    stat: str,
+    rows: Iterable[Mapping[str, Any]],
+    name: MapName,
+    output_dir: Path,
+    *,
+    atlas: str | None = None,
+    without: Sequence[str] = (),
+) -> Path:
+    """Write a table with the columns that are declared for the group, but for some; return its path."""
     declared = outputs()["tables"][stat]
     columns = declared["Columns"] | declared.get("GroupColumns", {})
-    known = {column for row in rows for column in row}
-    shown = {column: text for column, text in columns.items() if column in known}
+    shown = {column: text for column, text in columns.items() if column not in without}
+    path = name.path(output_dir, extension=".tsv", stat=stat, atlas=atlas)
     write_table(path, rows, shown, {"Description": declared["Description"]})
-    return [path]
+    return path
 
 
 def number(value: Any) -> float:

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -143,7 +143,9 @@ def sidecar_path(path: Path) -> Path:
     return path.with_name(f"{stem}.json")
 
 
-def write_table(path: Path, rows: list[dict[str, Any]], columns: Mapping[str, str], sidecar: Mapping[str, Any]) -> None:
+def write_table(
+    path: Path, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], sidecar: Mapping[str, Any]
+) -> None:
     """Write a TSV and the JSON that describes its columns."""
     write_tsv(path, rows, list(columns))
     # A key that is also the name of an entity of the file would stop PyBIDS, which takes it for that entity.

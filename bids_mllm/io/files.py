@@ -4,8 +4,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,18 @@ def still_written(record: Path) -> bool:
     return True
 
 
-def write_tsv(path: Path, rows: list[dict[str, Any]], columns: list[str] | None = None) -> None:
-    """Write a BIDS table atomically; None and NaN become n/a, tabs and line breaks within a cell a space."""
-    names = columns or (list(rows[0]) if rows else [])
-    lines = ["\t".join(names)]
-    lines += ["\t".join(_cell(row.get(name)) for name in names) for row in rows]
-    write_text(path, "\n".join(lines) + "\n")
+def write_tsv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Write a BIDS table atomically, row by row; None and NaN become n/a, tabs and line breaks within a cell a space.
+
+    Without `columns` they are those of the first row.
+    """
+    left = iter(rows)
+    first = list(islice(left, 1))
+    names = columns or [name for row in first for name in row]
+    with atomic_path(path) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write("\t".join(names) + "\n")
+        for row in chain(first, left):
+            stream.write("\t".join(_cell(row.get(name)) for name in names) + "\n")
 
 
 def _cell(value: Any) -> str:
@@ -103,12 +110,16 @@ def _cell(value: Any) -> str:
     return "n/a" if value is None else re.sub(r"[\t\r\n]+", " ", str(value))
 
 
-def read_tsv(path: Path) -> list[dict[str, str]]:
-    """Read a BIDS table as rows of text; one that is damaged raises one sentence with its name."""
+def read_tsv(path: Path, keep: Callable[[dict[str, str]], bool] | None = None) -> list[dict[str, str]]:
+    """Read a BIDS table as rows of text; one that is damaged raises one sentence with its name.
+
+    With `keep` only rows for which it is true are held, since tables of regions can have millions.
+    """
     try:
-        header, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        names = header.split("\t")
-        return [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
+        with path.open(encoding="utf-8", newline="\n") as stream:
+            names = stream.readline().removesuffix("\n").split("\t")
+            rows = (dict(zip(names, line.removesuffix("\n").split("\t"), strict=True)) for line in stream)
+            return [row for row in rows if keep is None or keep(row)]
     except (OSError, ValueError) as error:
         raise BidsMllmError(f"{path} cannot be read as a table ({error}); remove it and run again.") from error
 

@@ -73,15 +73,16 @@ def find_results(output_dir: Path, participants: Sequence[str] = ()) -> tuple[Mo
     return tuple(found)
 
 
-def roi_tables(result: ModelResult, stat: str = "scores") -> dict[str, list[dict[str, str]]]:
-    """Return the ROI tables of one model and kind by atlas, as rows of text."""
-    pattern = result.path(stat, None, extension=".tsv", atlas="*").name
-    tables = {}
-    for path in sorted(result.path(stat, None, extension=".tsv").parent.glob(pattern)):
-        atlas = re.search(r"_atlas-([^_]+)_", path.name)
-        if atlas:
-            tables[atlas.group(1)] = read_tsv(path)
-    return tables
+def table_paths(result: ModelResult, stat: str) -> dict[str, Path]:
+    """Return the paths of the tables of one model and kind by atlas."""
+    pattern = result.path(stat, None, extension=".tsv", atlas="*")
+    found = ((re.search(r"_atlas-([^_]+)_", path.name), path) for path in sorted(pattern.parent.glob(pattern.name)))
+    return {atlas.group(1): path for atlas, path in found if atlas}
+
+
+def roi_tables(result: ModelResult) -> dict[str, list[dict[str, str]]]:
+    """Return the tables of scores of one model by atlas, as rows of text."""
+    return {atlas: read_tsv(path) for atlas, path in table_paths(result, "scores").items()}
 
 
 def stack_maps(

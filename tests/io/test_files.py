@@ -132,6 +132,12 @@ def test_columns_choose_order_and_what_is_missing_is_na(tmp_path):
     assert read_tsv(tmp_path / "b.tsv") == []
 
 
+def test_rows_are_written_one_by_one_and_chosen_ones_read(tmp_path):
+    write_tsv(tmp_path / "a.tsv", ({"a": number, "b": number % 2} for number in range(5)))
+    assert (tmp_path / "a.tsv").read_text().splitlines()[:2] == ["a\tb", "0\t0"]
+    assert read_tsv(tmp_path / "a.tsv", lambda row: row["b"] == "1") == [{"a": "1", "b": "1"}, {"a": "3", "b": "1"}]
+
+
 @pytest.mark.parametrize("kind", [float, np.float64, np.float32])
 def test_numbers_of_every_kind(tmp_path, kind):
     write_tsv(tmp_path / "a.tsv", [{"a": kind("nan"), "b": kind(0.125), "c": kind(1e-9)}])
