@@ -234,10 +234,17 @@ def _record_settings(settings: Settings, folder: Path) -> None:
 
 
 def _group(settings: Settings) -> int:
-    from bids_mllm.workflows.group import check_comparable, check_grids, differing_places, group_results, init_group_wf
+    from bids_mllm.workflows.group import (
+        check_comparable,
+        check_grids,
+        differing_places,
+        group_results,
+        init_group_wf,
+        usable_results,
+    )
     from bids_mllm.workflows.run import run_workflow
 
-    results = group_results(settings)
+    results, left_out = usable_results(group_results(settings))
     _built(partial(check_comparable, results))
     _built(partial(check_grids, results))
     for sentence in differing_places(results):
@@ -245,31 +252,42 @@ def _group(settings: Settings) -> int:
     if settings.dry_run:
         for result in results:
             sys.stdout.write(f"{result.name.participant}\t{result.name.space}\t{result.model}\n")
-        return OK
+        return _told(left_out)
     if settings.reports_only:
-        return _end_of_group(settings, results, ())
+        return _end_of_group(settings, results, (), left_out)
     with alone_in(settings.graph_dir, "group"):
         shared = settings.output_dir / "logs" / uuid.uuid4().hex[:12]
         _record_settings(settings, shared)
         workflow = _built(partial(init_group_wf, settings, results))
         failures = run_workflow(workflow, settings, crash_dirs={}, default_crash_dir=shared)
-        status = _end_of_group(settings, results, failures)
+        status = _end_of_group(settings, results, failures, left_out)
         if settings.clean_workdir and status == OK:
             _clean_up(settings)
     return status
 
 
-def _end_of_group(settings: Settings, results: "Sequence[ModelResult]", failures: "tuple[Failure, ...]") -> int:
-    """Write the report and tell what failed."""
+def _end_of_group(
+    settings: Settings,
+    results: "Sequence[ModelResult]",
+    failures: "tuple[Failure, ...]",
+    left_out: tuple[str, ...],
+) -> int:
+    """Write the report, and tell what failed and who is left out."""
     from bids_mllm.workflows.group_report import write_group_report
     from bids_mllm.workflows.run import describe
 
-    path = _or_none(partial(write_group_report, settings, results, failures=failures))
+    path = _or_none(partial(write_group_report, settings, results, failures=failures, left_out=left_out))
     if path is not None:
         logger.info("Report: %s", path)
-    for line in describe(failures):
+    status = _told((*describe(failures), *left_out))
+    return CRASH if path is None else status
+
+
+def _told(errors: Sequence[str]) -> int:
+    """Log what went wrong; returns the exit status."""
+    for line in errors:
         logger.error("%s", line)
-    return CRASH if failures or path is None else OK
+    return CRASH if errors else OK
 
 
 if __name__ == "__main__":

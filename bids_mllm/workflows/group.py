@@ -10,11 +10,11 @@ from nipype.pipeline.engine import Node, Workflow
 
 from bids_mllm import __version__
 from bids_mllm.config import Settings
-from bids_mllm.exceptions import InputDataError, UsageError
-from bids_mllm.interfaces.group import SummariseModel, SummariseTables
+from bids_mllm.exceptions import BidsMllmError, InputDataError, UsageError
+from bids_mllm.interfaces.group import SummariseCeiling, SummariseModel, SummariseTables
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import still_written
-from bids_mllm.io.results import ModelResult, find_results, stack_maps
+from bids_mllm.io.results import ModelResult, check_readable, find_results, stack_maps
 from bids_mllm.records import NATIVE_SPACES
 
 
@@ -40,6 +40,36 @@ def group_results(settings: Settings) -> tuple[ModelResult, ...]:
             f"{settings.output_dir} has no results of the participant level; run it first with the same output folder."
         )
     return found
+
+
+def usable_results(results: Sequence[ModelResult]) -> tuple[tuple[ModelResult, ...], tuple[str, ...]]:
+    """Leave out the participants of whom some output cannot be read.
+
+    Returns
+    -------
+    usable
+        The results of the others.
+    left_out
+        One sentence for each participant left out, with the first file that cannot be read.
+
+    Raises
+    ------
+    InputDataError
+        When nobody is left.
+    """
+    faults: dict[str | None, str] = {}
+    for result in results:
+        participant = result.name.participant
+        if participant in faults:
+            continue
+        try:
+            check_readable(result)
+        except BidsMllmError as error:
+            faults[participant] = f"sub-{participant} is left out of the group: {error}"
+    usable = tuple(result for result in results if result.name.participant not in faults)
+    if not usable:
+        raise InputDataError(f"No participant's results can be read. {' '.join(faults.values())}")
+    return usable, tuple(faults.values())
 
 
 #: What must be equal for scores of participants to be averaged; what may differ is warned about in the report.
@@ -117,6 +147,8 @@ def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflo
             of_model = [result for result in own if result.model == model]
             interface = SummariseModel(model=model, signatures=_signatures(of_model), **common)
             _add(workflow, Node(interface, name=f"maps_{label}_{model}"))
+        if name.space not in NATIVE_SPACES:
+            _add(workflow, Node(SummariseCeiling(signatures=_signatures(own), **common), name=f"ceiling_{label}"))
         tables = SummariseTables(signatures=_signatures(own), **common)
         _add(workflow, Node(tables, name=f"tables_{label}"))
     return workflow
@@ -134,7 +166,13 @@ def _signatures(results: Sequence[ModelResult]) -> str:
     signatures = []
     for result in results:
         folder = result.path("r", "best").parent
-        for path in sorted([*folder.glob(f"*_model-{result.model}_*"), *folder.glob("*_stat-modelcomparison_*")]):
+        patterns = (
+            f"*_model-{result.model}_*",
+            f"*_stat-rdifference_desc-vs{result.model}_*",  # of a pair whose other model comes first
+            "*_stat-modelcomparison_*",
+            "*_stat-noiseceiling_*",
+        )
+        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
             status = path.stat()
             signatures.append([path.name, status.st_size, status.st_mtime_ns])
     return json.dumps(signatures)

@@ -31,18 +31,29 @@ from bids_mllm.workflows.run import Failure
 SCORE_COLUMNS = ("r", "r2", "cv_r2", "r_normalized")
 
 
-def write_group_report(settings: Settings, results: Sequence[ModelResult], *, failures: tuple[Failure, ...]) -> Path:
+def write_group_report(
+    settings: Settings,
+    results: Sequence[ModelResult],
+    *,
+    failures: tuple[Failure, ...],
+    left_out: tuple[str, ...] = (),
+) -> Path:
     """Write ``group.html`` from the group maps and tables; returns its path."""
     of_group = group_models(results)
     checks = found_checks(settings.output_dir, list(dict.fromkeys(result.model for result in results)))
     pictures = best_maps(of_group, who="the group")
-    roi_pictures, roi_tables, uncovered = _rois(settings.output_dir, of_group)
+    roi_tables, uncovered = _rois(settings.output_dir, of_group)
+    figures = figure_blocks(results)
+    undrawn = set() if "maps" in figures else {p.model for p in pictures}
     page = GroupPage(
         participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
         app_version=__version__,
         created=now(),
         warnings=(*_warnings(results), *uncovered, *conditioning_warnings(checks)),
-        errors=tuple(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
+        errors=(
+            *(ReportedError(sentence) for sentence in left_out),
+            *(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
+        ),
         summary=_summary(results),
         participant_tables=_participant_tables(results),
         models=_cards(results),
