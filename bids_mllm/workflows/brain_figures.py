@@ -1,0 +1,334 @@
+"""Brain maps of the figures, gathered from the maps on disk, and drawn again from their tables."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_mllm.exceptions import UsageError
+from bids_mllm.io.atlas import AtlasFiles, load_atlas
+from bids_mllm.io.derivatives import MapName, sidecar_path
+from bids_mllm.io.files import read_json
+from bids_mllm.io.grids import Grid, ParcelGrid, VolumeGrid
+from bids_mllm.io.results import ModelResult
+from bids_mllm.records import BoolArray, FloatArray
+from bids_mllm.report.content import Cell
+from bids_mllm.report.figures import FigureData
+from bids_mllm.workflows.brain_drawing import PREFIX, draw_brain, views_of
+from bids_mllm.workflows.canvas import canvas_of
+from bids_mllm.workflows.figure_tables import figure_name
+
+__all__ = ["PREFIX", "brain_figures", "draw_brain", "label_figures"]
+
+#: Pairs of models of a place that are contrasted at most, the first ones.
+MAX_CONTRASTS = 6
+#: Largest false discovery rate of a significant place.
+LEVEL = 0.05
+_LEAST_TOP = 0.05
+R = "held-out r"
+
+
+def brain_figures(
+    output_dir: Path,
+    results: Sequence[ModelResult],
+    *,
+    participant: str | None = None,
+    atlases: Sequence[AtlasFiles] = (),
+) -> list[FigureData]:
+    """Return the brain maps that are on disk.
+
+    Parameters
+    ----------
+    output_dir
+        Folder of the outputs.
+    results
+        What participants finished.
+    participant
+        Label of the one whose maps are wanted; None for those of the group.
+    atlases
+        Whose regions are shown.
+
+    Returns
+    -------
+    figures : list of FigureData
+        For each place its noise ceiling, the regions of the atlases and contrasts of models; for each model its
+        scores, these with significance, its best layer and its best condition, over all and within each group of
+        instructions. Places without voxels, and whose surfaces are not at hand, have none.
+    """
+    figures: list[FigureData] = []
+    wanted = _of_participant(results, participant) if participant is not None else _of_group(output_dir, results)
+    for name in dict.fromkeys(result.name for result in wanted):
+        own = [result for result in wanted if result.name == name]
+        grid = own[0].map("r", "best")[1]
+        if not views_of(name.space, grid):
+            continue
+        scores = [result.map("r", "best")[0] for result in own]
+        top = _top(np.stack(scores))
+        for result, values in zip(own, scores, strict=True):
+            figures += _figures_of_model(output_dir, result, values, grid, top)
+        figures += _contrasts(output_dir, own, scores, grid, top)
+        figures += _ceilings(output_dir, own[0], grid)
+        figures += label_figures(output_dir, own[0], atlases)
+    return figures
+
+
+def _of_participant(results: Sequence[ModelResult], participant: str) -> list[ModelResult]:
+    return [result for result in results if result.name.participant == participant]
+
+
+def _of_group(output_dir: Path, results: Sequence[ModelResult]) -> list[ModelResult]:
+    """Return the maps of the group that were written for the results of participants."""
+    keys = dict.fromkeys((result.name.of_group(), result.model) for result in results)
+    found = [ModelResult(name, model, output_dir) for name, model in keys]
+    return [result for result in found if result.path("r", "best").is_file()]
+
+
+def label_figures(output_dir: Path, result: ModelResult, atlases: Sequence[AtlasFiles]) -> list[FigureData]:
+    """Return the regions of atlases on the grid of a result; none of those that do not serve it."""
+    grid = result.map("r", "best")[1]
+    views = [view for view in views_of(result.name.space, grid) if view != "glass"]
+    figures = []
+    for files in atlases if views and not isinstance(grid, ParcelGrid) else ():
+        try:
+            atlas = load_atlas(files, grid, np.ones(grid.n_places, dtype=bool))
+        except UsageError:
+            continue
+        areas = [number for number, kind in enumerate(atlas.kinds) if kind == "area"]
+        names = [atlas.names[number] for number in areas]
+        positions = np.full(grid.n_places, np.nan)
+        for position, number in enumerate(areas):
+            positions[atlas.members[number]] = position
+        figures.append(
+            FigureData(
+                f"{PREFIX}labels",
+                figure_name(result.name, "maplabels", atlas=files.name),
+                f"Regions of {files.name}",
+                f"Brain maps of the {len(names)} regions of the atlas {files.name}.",
+                f"The {len(names)} regions of {files.name} that the tables average over.{_note(result.name, grid)}",
+                _rows(positions),
+                _options(output_dir, result, ("r", "best"), views, names=names, label=files.name),
+            )
+        )
+    return figures
+
+
+def _figures_of_model(
+    output_dir: Path, result: ModelResult, values: FloatArray, grid: Grid, top: float
+) -> list[FigureData]:
+    significant, rule = _significance(result)
+    figures = [_scores(output_dir, result, values, grid, top)]
+    if significant is not None:
+        figures.append(_thresholded(output_dir, result, values, significant, grid, top, rule))
+    positive = np.nan_to_num(values) > 0
+    some = significant is not None and bool(significant.any())
+    shown, where = (significant, rule) if significant is not None and some else (positive, f"{R} is above 0")
+    sidecar = result.sidecar()
+    if len(sidecar["Layers"]) > 1 and result.path("bestlayer", None).is_file():
+        figures.append(_layers(output_dir, result, sidecar["Layers"], shown, grid, where))
+    figures += _categories(output_dir, result, sidecar, shown, grid, where)
+    return figures
+
+
+def _significance(result: ModelResult) -> tuple[BoolArray | None, str]:
+    """Return where the nested choice is significant, None where nothing was tested, and the rule in words."""
+    if result.path("rthresholded", "best").is_file():
+        values, _ = result.map("rthresholded", "best")
+        return np.isfinite(values) & (values != 0), f"the group's mean {R} is significant"
+    if result.name.participant is not None and result.path("q", "best").is_file():
+        with np.errstate(invalid="ignore"):
+            return np.asarray(result.map("q", "best")[0] <= LEVEL), f"{R} is significant (q of at most {LEVEL:g})"
+    return None, ""
+
+
+def _scores(output_dir: Path, result: ModelResult, values: FloatArray, grid: Grid, top: float) -> FigureData:
+    views = views_of(result.name.space, grid)
+    return FigureData(
+        f"{PREFIX}scores",
+        figure_name(result.name, "mapscores", model=result.model),
+        f"Scores of {result.model}",
+        f"Brain maps of the {R} of {result.model} in {_who(result)}; {_peak(result.name, grid, values)}.",
+        f"{_mean(result)}{R} of {result.model}; where it is not above 0 nothing is coloured.{_note(result.name, grid)}",
+        _rows(values),
+        _options(output_dir, result, ("r", "best"), views, top=top, label=R),
+    )
+
+
+def _thresholded(
+    output_dir: Path, result: ModelResult, values: FloatArray, significant: BoolArray, grid: Grid, top: float, rule: str
+) -> FigureData:
+    views = views_of(result.name.space, grid)
+    share = f"{int(significant.sum())} of {int(np.isfinite(values).sum())} {result.name.units}"
+    return FigureData(
+        f"{PREFIX}thresholded",
+        figure_name(result.name, "mapthresholded", model=result.model),
+        f"Significant scores of {result.model}",
+        f"Brain maps of the {R} of {result.model} in {_who(result)}, coloured in the {share} where {rule}.",
+        f"{_mean(result)}{R} of {result.model}: in colour where {rule} ({share}), in grey elsewhere above 0."
+        f"{_note(result.name, grid)}",
+        _rows(values, significant=np.where(np.isfinite(values), significant, np.nan)),
+        _options(output_dir, result, ("r", "best"), views, top=top, label=R),
+    )
+
+
+def _layers(
+    output_dir: Path, result: ModelResult, layers: Sequence[int], shown: BoolArray, grid: Grid, where: str
+) -> FigureData:
+    values, _ = result.map("bestlayer", None)
+    values = np.where(shown, values, np.nan)
+    views = [view for view in views_of(result.name.space, grid) if view != "glass"]
+    return FigureData(
+        f"{PREFIX}layer",
+        figure_name(result.name, "maplayer", model=result.model),
+        f"Best layer of {result.model}",
+        f"Brain maps of the layer of {result.model} with the highest training-internal score in {_who(result)}.",
+        f"Best layer of {result.model}, chosen inside training, where {where}.{_note(result.name, grid)}",
+        _rows(values),
+        _options(output_dir, result, ("bestlayer", None), views, names=[int(one) for one in layers], label="layer"),
+    )
+
+
+def _categories(
+    output_dir: Path, result: ModelResult, sidecar: Mapping[str, Any], shown: BoolArray, grid: Grid, where: str
+) -> list[FigureData]:
+    """Best condition over all, and within each group of instructions where there is a map of it."""
+    pattern = result.path("bestcondition", "*")
+    descs = [path.name.partition("_desc-")[2].partition("_")[0] for path in sorted(pattern.parent.glob(pattern.name))]
+    views = [view for view in views_of(result.name.space, grid) if view != "glass"]
+    figures = []
+    for desc in [None, *descs]:
+        path = result.path("bestcondition", desc)
+        names = [str(one) for one in (read_json(sidecar_path(path)) if path.is_file() else {}).get("Conditions", ())]
+        if len(names) < 2:
+            continue
+        values, _ = result.map("bestcondition", desc)
+        values = np.where(shown, values, np.nan)
+        within = f" among the instructions of the group {desc}" if desc else ""
+        figures.append(
+            FigureData(
+                f"{PREFIX}category",
+                figure_name(result.name, "mapcategory", model=result.model, desc=desc),
+                f"Best condition of {result.model}{within}",
+                f"Brain maps of the condition of {result.model} with the highest training-internal score{within} in "
+                f"{_who(result)}.",
+                f"Best condition of {result.model}{within}, chosen inside training, where {where}; the key counts "
+                f"{result.name.units}.{_note(result.name, grid)}",
+                _rows(values),
+                _options(output_dir, result, ("bestcondition", desc), views, names=names, label="condition"),
+            )
+        )
+    return figures
+
+
+def _contrasts(
+    output_dir: Path, results: Sequence[ModelResult], scores: Sequence[FloatArray], grid: Grid, top: float
+) -> list[FigureData]:
+    figures = []
+    views = [view for view in views_of(results[0].name.space, grid) if view != "glass"]
+    for one, two in list(combinations(range(len(results)), 2))[:MAX_CONTRASTS]:
+        first, second = results[one], results[two]
+        names = [first.model, second.model]
+        options = _options(output_dir, first, ("r", "best"), views, top=top, names=names, label=R)
+        options["Sources"] = [*options["Sources"], _relative(output_dir, second, ("r", "best"))]
+        figures.append(
+            FigureData(
+                f"{PREFIX}contrast",
+                figure_name(first.name, "mapcontrast", model=first.model, desc=f"vs{second.model}"),
+                f"{first.model} and {second.model}",
+                f"Brain maps of the {R} of {first.model} and of {second.model} in {_who(first)}, in two colours.",
+                f"{_mean(first)}{R} of two models at once: blue where {first.model} scores higher, orange where "
+                f"{second.model} does, dark where both do, pale where neither does.{_note(first.name, grid)}",
+                _rows(scores[one], value_b=scores[two]),
+                options,
+            )
+        )
+    return figures
+
+
+def _ceilings(output_dir: Path, result: ModelResult, grid: Grid) -> list[FigureData]:
+    ceiling = _OfPlace(result.name, "", output_dir)
+    if not ceiling.path("noiseceiling", None).is_file():
+        return []
+    values, _ = ceiling.map("noiseceiling", None)
+    if not np.isfinite(values).any():
+        return []
+    label = "noise ceiling"
+    return [
+        FigureData(
+            f"{PREFIX}ceiling",
+            figure_name(result.name, "mapceiling"),
+            "Noise ceiling",
+            f"Brain maps of the noise ceiling in {_who(result)}; {_peak(result.name, grid, values)}.",
+            f"{_mean(result)}{label}: the highest correlation that a prediction can have on average, given the noise "
+            f"of the data.{_note(result.name, grid)}",
+            _rows(values),
+            _options(
+                output_dir, ceiling, ("noiseceiling", None), views_of(result.name.space, grid), top=_top(values),
+                label=label,
+            ),
+        )
+    ]  # fmt: skip
+
+
+class _OfPlace(ModelResult):
+    """Maps of a place that belong to no model."""
+
+    def path(self, stat: str, desc: str | None, *, extension: str | None = None, atlas: str | None = None) -> Path:
+        """Return the path of one of its outputs."""
+        return self.name.path(self.output_dir, stat=stat, desc=desc, extension=extension, atlas=atlas)
+
+
+def _top(values: FloatArray) -> float:
+    """Upper end of a scale: the 99.5th percentile, so that single places do not set it."""
+    finite = values[np.isfinite(values)]
+    return round(max(float(np.percentile(finite, 99.5)), _LEAST_TOP), 3) if finite.size else 1.0
+
+
+def _who(result: ModelResult) -> str:
+    return "the group" if result.name.participant is None else f"sub-{result.name.participant}"
+
+
+def _mean(result: ModelResult) -> str:
+    return "Mean over participants of the " if result.name.participant is None else "The "
+
+
+def _note(name: MapName, grid: Grid) -> str:
+    """Say what the drawing does not tell by itself, as a sentence with a space before it."""
+    if isinstance(grid, VolumeGrid) and "flat" in views_of(name.space, grid):
+        return " Surfaces are those of fsaverage5; each vertex shows the voxel at the middle of the cortex."
+    note = canvas_of(name, grid).note
+    return f" {note}" if note else ""
+
+
+def _peak(name: MapName, grid: Grid, values: FloatArray) -> str:
+    return canvas_of(name, grid).peak(values)
+
+
+def _rows(values: FloatArray, **others: FloatArray) -> tuple[dict[str, Cell], ...]:
+    """Return a row for each place with a value, with the digits that tables have."""
+    columns = {"value": values, **others}
+    finite = [np.isfinite(column) for column in columns.values()]
+    places = np.flatnonzero(np.any(finite, axis=0))
+    cells = {name: [_cell(value) for value in np.asarray(column)[places]] for name, column in columns.items()}
+    return tuple(
+        {"place": int(place), **{name: own[number] for name, own in cells.items()}}
+        for number, place in enumerate(places)
+    )
+
+
+def _cell(value: float) -> float | None:
+    return float(f"{value:.6g}") if np.isfinite(value) else None
+
+
+def _relative(output_dir: Path, result: ModelResult, what: tuple[str, str | None]) -> str:
+    return result.path(*what).relative_to(output_dir).as_posix()
+
+
+def _options(
+    output_dir: Path, result: ModelResult, what: tuple[str, str | None], views: Sequence[str], **others: Any
+) -> dict[str, Any]:
+    """Return the map whose grid the places are of, its space, the views, and what the drawing of the kind needs."""
+    written = {key.capitalize(): value for key, value in others.items()}
+    sources = [_relative(output_dir, result, what)]
+    return {"Sources": sources, "Space": result.name.space, "Views": list(views), **written}
