@@ -21,11 +21,13 @@ from bids_mllm.workflows.figure_tables import (
     known,
     labels_of,
     number_of,
+    region_words,
     score_rows,
     short_names,
     table_rows,
 )
-from bids_mllm.workflows.pair_figures import coupling_figures, partition_figures
+from bids_mllm.workflows.pair_figures import partition_figures
+from bids_mllm.workflows.scatter_figures import coupling_figures
 
 #: Areas up to which each has bars of its own where an atlas has neither groups nor sets, and rows of a heat map.
 MAX_BAR_AREAS = 12
@@ -94,7 +96,7 @@ def _bar_figures(
         own = [row for row in best if row["roi"] == roi]
         rows = bar_rows(own, better_than(own, compared, classes), classes)
         if rows:
-            title = f"{_region(roi)} ({atlas})"
+            title = f"{region_words(roi)} ({atlas})"
             figures.append(
                 FigureData(
                     kind=BARS,
@@ -107,10 +109,6 @@ def _bar_figures(
                 )
             )
     return figures
-
-
-def _region(roi: str) -> str:
-    return "all places with a score" if roi == "all" else roi
 
 
 def better_than(
@@ -336,14 +334,15 @@ def _choice_figure(
             name=figure_name(name, "choices", model=model, atlas=atlas, desc=choice),
             title=f"Best {choice} of {model} by region{places}",
             alt=f"Stacked bars of the share of places at which each {choice} of {model} was chosen, by region; in "
-            f"{_region(first)} most often {told}.",
-            caption=f"Share of the {name.units} of each region at which training prefers each {choice}; {who}.",
+            f"{region_words(first)} most often {told}.",
+            caption=f"Share of the {name.units} with a held-out r above 0 in each region at which training prefers "
+            f"each {choice}; {who}.",
             rows=shares,
             options={
                 "ordered": choice == _ORDERED,
                 "what": choice,
                 "labels": short_names(str(row["value"]) for row in shares),
-                "label": f"share of the {name.units} of the region",
+                "label": f"share of the {name.units} with r above 0",
             },
         )
     ]

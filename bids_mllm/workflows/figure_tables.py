@@ -14,6 +14,8 @@ from bids_mllm.workflows.statistics import INSTRUCTED_POOLINGS
 
 TEXT_COLUMNS = ("participant", "model", "condition", "pooling", "instruction", "layer", "roi", "kind", "roi_index")
 NUMBER_COLUMNS = ("coverage", "r", "r2", "cv_r2", "r_normalized")
+#: Names of the region that is the whole brain, the first that there is.
+WHOLE = ("whole brain", "all")
 #: In which order regions are drawn.
 KINDS = ("all", "set", "group", "area")
 
@@ -124,3 +126,8 @@ def short_names(conditions: Iterable[str]) -> dict[str, str]:
     poolings = {pooling for pooling in INSTRUCTED_POOLINGS if any(name.startswith(pooling) for name in names)}
     only = poolings.pop() if len(poolings) == 1 else ""
     return {name: name.removeprefix(only) or name for name in names}
+
+
+def region_words(roi: str) -> str:
+    """Return what a region is called in words."""
+    return "all places with a score" if roi == "all" else roi

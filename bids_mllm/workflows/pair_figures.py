@@ -1,25 +1,19 @@
-"""Figures of pairs of instructions and of what features and brain scores have in common, from the tables on disk."""
+"""Figures of what pairs of instructions explain together and alone, from the tables on disk."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bids_mllm.group.partition import PARTS, partition_means
-from bids_mllm.group.tables import MIN_COVERAGE
-from bids_mllm.interfaces.check_record import check_path
-from bids_mllm.interfaces.conditioning import read_checks
 from bids_mllm.io.derivatives import MapName
-from bids_mllm.io.files import read_json, read_tsv
+from bids_mllm.io.files import read_tsv
 from bids_mllm.io.results import ModelResult
-from bids_mllm.report.conditioning import TEXT_NAMES, ModelChecks, coupling_curve, difference_range
 from bids_mllm.report.content import Cell
-from bids_mllm.report.coupling_figures import SCATTER
 from bids_mllm.report.figures import FigureData
 from bids_mllm.report.partition_figures import SHARED, VENN
 from bids_mllm.workflows.figure_tables import (
+    WHOLE,
     by_model,
     by_name,
     figure_name,
@@ -27,7 +21,7 @@ from bids_mllm.workflows.figure_tables import (
     known,
     labels_of,
     number_of,
-    score_rows,
+    region_words,
     short_names,
 )
 from bids_mllm.workflows.statistics import INSTRUCTED_POOLINGS
@@ -35,8 +29,6 @@ from bids_mllm.workflows.statistics import INSTRUCTED_POOLINGS
 #: Label in file names of each measure of a partition.
 MEASURES = {"R2": "", "normalized r": "normalized"}
 _FLOOR = "parts below 0 are drawn as 0"
-WHOLE = ("whole brain", "all")
-MIN_POINTS = 3
 
 
 def partition_figures(results: Sequence[ModelResult], *, participant: str | None = None) -> list[FigureData]:
@@ -112,7 +104,7 @@ def _of_pooling(name: MapName, model: str, pooling: str, parts: Sequence[Mapping
 def _heat_figure(
     name: MapName, model: str, pooling: str, own: Sequence[Mapping[str, Cell]], short: Mapping[str, str], desc: str
 ) -> FigureData:
-    roi, (measure, label) = _words(str(own[0]["roi"])), _measure(own)
+    roi, (measure, label) = region_words(str(own[0]["roi"])), _measure(own)
     return FigureData(
         kind=SHARED,
         name=figure_name(name, "sharedheatmap", model=model, desc=f"{pooling}{desc}{label}"),
@@ -139,7 +131,7 @@ def _venn_figure(
         return []
     measure, label = _measure(parts)
     shares = "; ".join(
-        f"{_words(str(row['roi']))}, {short[str(row['condition_a'])]} and {short[str(row['condition_b'])]}: "
+        f"{region_words(str(row['roi']))}, {short[str(row['condition_a'])]} and {short[str(row['condition_b'])]}: "
         f"{_percent(row['shared_percent'])} shared"
         for row in rows
     )
@@ -149,9 +141,9 @@ def _venn_figure(
             name=figure_name(name, "venn", model=model, desc=f"{pooling}{label}"),
             title=f"Unique and shared parts of instructions: {model}, {measure}, {pooling}",
             alt=f"Two circles a pair of instructions, areas in proportion to the parts of {measure}; {shares}.",
-            caption=f"Pairs that share least, the median and most in {_words(rois[0])}. Areas of circles and overlap "
-            f"are in proportion to unique and shared parts; {_FLOOR}, and per cent are of the sum of what is drawn. "
-            f"{_who(parts)}.{_paper(measure)}",
+            caption=f"Pairs that share least, the median and most in {region_words(rois[0])}. Areas of circles and "
+            f"overlap are in proportion to unique and shared parts; {_FLOOR}, and per cent are of the sum of what is "
+            f"drawn. {_who(parts)}.{_paper(measure)}",
             rows=rows,
             options={"labels": dict(short)},
         )
@@ -167,10 +159,6 @@ def _measure(parts: Sequence[Mapping[str, Cell]]) -> tuple[str, str]:
 def _who(parts: Sequence[Mapping[str, Cell]]) -> str:
     n = max(int(row["n_participants"] or 0) for row in parts)
     return f"Mean over {n} participants" if n > 1 else "One participant"
-
-
-def _words(roi: str) -> str:
-    return "all places with a score" if roi == "all" else roi
 
 
 def _paper(measure: str) -> str:
@@ -212,164 +200,3 @@ def _rank(
     words = ("least shared", "median", "most shared")
     word = chosen.get((row["condition_a"], row["condition_b"]), words[-1])
     return rois.index(str(row["roi"])), words.index(word)
-
-
-def coupling_figures(results: Sequence[ModelResult], *, participant: str | None = None) -> list[FigureData]:
-    """Return, of models whose features were checked, two scatters: features against texts, and against the brain.
-
-    Parameters as of `partition_figures`.
-    """
-    figures: list[FigureData] = []
-    for name, own in by_name(results, participant).items():
-        for model, of_model in by_model(own).items():
-            output_dir = of_model[0].output_dir
-            checks = read_checks(output_dir, model)
-            if checks is None:
-                continue
-            figures += _text_figure(name, checks, output_dir)
-            figures += _brain_figures(name, checks, of_model)
-    return figures
-
-
-def _text_figure(name: MapName, checks: ModelChecks, output_dir: Path) -> list[FigureData]:
-    """Return similarity of texts against that of features over pairs of instructions, at the last layer."""
-    path = check_path(output_dir, checks.model, "coupling", ".json")
-    if not checks.coupling or not path.is_file():
-        return []
-    facts = read_json(path)
-    keys, texts = facts["Instructions"], facts["TextSimilarity"]
-    rows: list[dict[str, Cell]] = []
-    panels: list[dict[str, Any]] = []
-    for pooling in dict.fromkeys(row["pooling"] for row in checks.coupling):
-        layer = max(int(row["layer"]) for row in checks.coupling if row["pooling"] == pooling)
-        pairs = [row for row in checks.pairs if (row["pooling"], row["layer"]) == (pooling, str(layer))]
-        for text, matrix in texts.items():
-            panel = f"{pooling}, {text}"
-            own: list[dict[str, Cell]] = []
-            for pair in pairs:
-                a, b = pair["instruction_a"], pair["instruction_b"]
-                cka = number_of(pair["cka"])
-                if a in keys and b in keys and cka is not None:
-                    x = float(matrix[keys.index(a)][keys.index(b)])
-                    own.append({"panel": panel, "point": f"{a}-{b}", "x": x, "y": cka})
-            layers, r, p = coupling_curve(checks, pooling, text)
-            told = (
-                (known(float(r[layers.index(layer)])), known(float(p[layers.index(layer)])))
-                if layer in layers
-                else None
-            )
-            line = regression(own)
-            if line is not None:
-                words = f"{pooling}, layer {layer}: r = {(told or (line[2],))[0] or 0.0:.2f}"
-                if told and told[1] is not None:
-                    words += f", p = {told[1]:.2g}"
-                panels.append(
-                    _panel(
-                        panel,
-                        words,
-                        f"similarity of texts ({TEXT_NAMES.get(text, text)})",
-                        "linear CKA of features",
-                        line,
-                    )
-                )
-                rows += own
-    caption = (
-        "One point a pair of instructions, at the last layer, with the line of the least squares; p by permuting "
-        "instructions, not corrected."
-    )
-    return _scatter(name, checks.model, "texts", "Similarity of texts and features", caption, rows, panels)
-
-
-def regression(rows: Sequence[Mapping[str, Cell]]) -> tuple[float, float, float] | None:
-    """Return slope, intercept and r of y on x by least squares; None with few points or without spread."""
-    x, y = (np.array([float(row[key] or 0.0) for row in rows]) for key in ("x", "y"))
-    if len(rows) < MIN_POINTS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    slope = float(np.cov(x, y, bias=True)[0, 1] / x.var())
-    return slope, float(y.mean() - slope * x.mean()), float(np.corrcoef(x, y)[0, 1])
-
-
-def _panel(name: str, title: str, x: str, y: str, line: tuple[float, float, float]) -> dict[str, Any]:
-    slope, intercept, r = (float(f"{value:.6g}") for value in line)
-    return {
-        "name": name, "title": title, "x_label": x, "y_label": y, "slope": slope, "intercept": intercept, "r": r,
-    }  # fmt: skip
-
-
-def _brain_figures(name: MapName, checks: ModelChecks, results: Sequence[ModelResult]) -> list[FigureData]:
-    """Return how much instructions change features against the mean brain score, over layers."""
-    figures: list[FigureData] = []
-    for atlas, scores in score_rows(results).items():
-        region = _whole(scores)
-        rows: list[dict[str, Cell]] = []
-        panels: list[dict[str, Any]] = []
-        for pooling in dict.fromkeys(row["pooling"] for row in checks.pairs):
-            changed = difference_range(checks, pooling)
-            means = layer_means([row for row in scores if row["pooling"] == pooling and row["roi"] in region])
-            own: list[dict[str, Cell]] = [
-                {"panel": pooling, "point": str(layer), "x": float(value), "y": means[layer]}
-                for layer, value in zip(changed.layers, changed.median, strict=True)
-                if np.isfinite(value) and layer in means
-            ]
-            line = regression(own)
-            if line is not None:
-                words = f"{pooling}, {_region_words(region)}: r = {line[2]:.2f}"
-                panels.append(
-                    _panel(pooling, words, "relative difference between instructions", "mean held-out r", line)
-                )
-                rows += own
-        caption = (
-            f"One point a layer, numbered (0 = embedding): median difference between the features of two instructions "
-            f"against held-out r in {_region_words(region)}, mean over participants and instructions, with the line of "
-            "the least squares. Neighbouring layers are alike, so there is no p."
-        )
-        figures += _scatter(
-            name,
-            checks.model,
-            "brain",
-            "Difference between instructions and brain scores",
-            caption,
-            rows,
-            panels,
-            atlas=atlas,
-        )
-    return figures
-
-
-def _whole(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return the region that is the whole brain, or all areas where a table has none."""
-    rois = dict.fromkeys(str(row["roi"]) for row in rows)
-    return next(((roi,) for roi in WHOLE if roi in rois), tuple(rois))
-
-
-def _region_words(region: Sequence[str]) -> str:
-    return _words(region[0]) if len(region) == 1 else f"{len(region)} regions, each counting the same"
-
-
-def layer_means(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Return the mean r of each layer over participants, conditions and regions that their masks cover."""
-    collected: dict[int, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["layer"] != "best" and row["r"] is not None and (row["coverage"] or 0.0) >= MIN_COVERAGE:
-            collected[int(row["layer"])].append(row["r"])
-    return {layer: float(np.mean(values)) for layer, values in collected.items()}
-
-
-def _scatter(
-    name: MapName, model: str, desc: str, title: str, caption: str, rows: Sequence[Mapping[str, Cell]],
-    panels: Sequence[Mapping[str, Any]], *, atlas: str | None = None,
-) -> list[FigureData]:  # fmt: skip
-    if not rows:
-        return []
-    told = "; ".join(f"{panel['name']}: r = {panel['r']:.2f}" for panel in panels)
-    return [
-        FigureData(
-            kind=SCATTER,
-            name=figure_name(name, "coupling", model=model, atlas=atlas, desc=desc),
-            title=f"{title}: {model}",
-            alt=f"Scatter of {title[0].lower()}{title[1:]} of {model}; {told}.",
-            caption=f"{caption} Found: {told}.",
-            rows=tuple(rows),
-            options={"panels": list(panels)},
-        )
-    ]

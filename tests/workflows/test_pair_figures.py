@@ -1,14 +1,12 @@
-"""Heat maps, Venn diagrams and scatters hold the planted parts and lines."""
+"""Heat maps and Venn diagrams hold the planted parts."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 from chart_samples import PEOPLE, Outputs
-from scipy.stats import linregress
 
 from bids_mllm.report.figures import FigureData
-from bids_mllm.workflows.pair_figures import coupling_figures, partition_figures, regression
+from bids_mllm.workflows.pair_figures import partition_figures
 
 CONDITIONS = ("generatedAR", "generatedVU", "generatedNU", "lastAR", "lastVU")
 
@@ -70,49 +68,5 @@ def test_venn_diagrams_show_the_pairs_that_share_least_and_most(tmp_path: Path) 
     assert [pair[1:] for pair in pairs[3:]] == [pair[1:] for pair in pairs[:3]]
 
 
-KEYS = ("AR", "VU", "NU", "SU")
-SIMILARITY = [[1.0, 0.1, 0.2, 0.3], [0.1, 1.0, 0.4, 0.5], [0.2, 0.4, 1.0, 0.6], [0.3, 0.5, 0.6, 1.0]]
-
-
-def _checked(layer: int, a: str, b: str) -> tuple[float, float]:
-    return 0.1 * (layer + 1), 0.2 + 0.5 * SIMILARITY[KEYS.index(a)][KEYS.index(b)] + 0.01 * layer
-
-
-def test_scatters_find_the_planted_lines(tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path)
-    outputs.scores(
-        dict.fromkeys(outputs.models, 0.2), by_layer=lambda *key: 0.3 - 0.02 * key[-1] + 0.01 * PEOPLE.index(key[0]),
-        layers=4,
-    )  # fmt: skip
-    outputs.checks("videollm", {"embedding": SIMILARITY}, KEYS, _checked, layers=4)
-    texts, brain = coupling_figures(outputs.results)
-    (panel,) = texts.options["panels"]
-    assert (panel["slope"], panel["intercept"], panel["r"]) == pytest.approx((0.5, 0.23, 1.0))
-    assert panel["title"] == "generated, layer 3: r = 0.50, p = 0.25"
-    assert sorted(row["point"] for row in texts.rows) == ["AR-NU", "AR-SU", "AR-VU", "NU-SU", "VU-NU", "VU-SU"]
-    (panel,) = brain.options["panels"]
-    assert (panel["slope"], panel["r"]) == pytest.approx((-0.2, -1.0))
-    assert [(row["point"], row["x"], row["y"]) for row in brain.rows[:2]] == [
-        ("0", pytest.approx(0.1), pytest.approx(0.31)), ("1", pytest.approx(0.2), pytest.approx(0.29)),
-    ]  # fmt: skip
-    assert "r = -1.00" in brain.caption
-    assert "whole brain" in brain.caption
-
-
-def test_a_line_is_that_of_the_least_squares() -> None:
-    x, y = np.random.default_rng(3).standard_normal((2, 20))
-    expected = linregress(x, y)
-    found = regression([{"x": float(a), "y": float(b)} for a, b in zip(x, y, strict=True)])
-    assert found == pytest.approx((expected.slope, expected.intercept, expected.rvalue))
-
-
-@pytest.mark.parametrize("points", [[(0, 1), (1, 2)], [(1, 1), (1, 2), (1, 3)], [(1, 1), (2, 1), (3, 1)]])
-def test_few_points_or_none_that_differ_have_no_line(points: list[tuple[int, int]]) -> None:
-    assert regression([{"x": x, "y": y} for x, y in points]) is None
-
-
-def test_without_tables_there_are_no_pairs_and_no_scatters(tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path)
-    assert partition_figures(outputs.results) == coupling_figures(outputs.results) == []
-    outputs.checks("videollm", {}, KEYS[:1], _checked, layers=2)
-    assert coupling_figures(outputs.results) == []
+def test_without_tables_there_are_no_pairs(tmp_path: Path) -> None:
+    assert partition_figures(Outputs(tmp_path).results) == []
