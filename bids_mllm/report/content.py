@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -82,6 +83,20 @@ class Bullets:
 
 
 @dataclass(frozen=True)
+class Links:
+    """A list of pages in the same folder: what is on each, and its file name."""
+
+    items: tuple[tuple[str, str], ...]
+    kind: ClassVar[str] = "links"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no page beside this one."""
+        for _, name in self.items:
+            if not re.fullmatch(r"[\w.+-]+\.html", name):
+                raise ValueError(f"A link goes to {name!r}; name an HTML file in the folder of the page.")
+
+
+@dataclass(frozen=True)
 class Facts:
     """Names and their values, e.g. the settings of the run."""
 
@@ -137,7 +152,7 @@ def _json_markup(content: Mapping[str, Any]) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-Block = Picture | Table | Paragraph | Heading | Bullets | Facts | Article | ViewerBlock | ExplorerBlock
+Block = Picture | Table | Paragraph | Heading | Bullets | Links | Facts | Article | ViewerBlock | ExplorerBlock
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The two pages, each one HTML file that needs nothing else to be read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +16,7 @@ from bids_mllm.report.content import (
     Cell,
     Facts,
     Heading,
+    Links,
     Paragraph,
     Picture,
     Section,
@@ -64,11 +65,23 @@ NO_REGIONS = "No atlas serves this space, or none was given, so no region was av
 
 
 @dataclass(frozen=True)
+class SessionLink:
+    """A session that has a page of its own: its label, the file's name, and its runs and volumes."""
+
+    session: str
+    file_name: str
+    n_runs: int
+    n_volumes: int
+    n_used: int | None = None
+
+
+@dataclass(frozen=True)
 class ParticipantPage:
     """The content of one participant's page.
 
     `runs` and `windows` have one entry a run in the same order; `windows` is empty where the alignment was
     not done. `place` is the space as in file names. `methods` is Markdown that cites keys of `bibliography` (BibTeX).
+    `sessions` have pages of their own; their runs are not among `runs`.
     """
 
     participant: str
@@ -80,6 +93,7 @@ class ParticipantPage:
     summary: Mapping[str, Cell] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     windows: tuple[TRWindows, ...] = ()
+    sessions: tuple[SessionLink, ...] = ()
     dropped: tuple[DroppedRun, ...] = ()
     clock: tuple[Block, ...] = ()
     models: tuple[ModelCard, ...] = ()
@@ -148,6 +162,30 @@ def render_participant(page: ParticipantPage) -> str:
     return _rendered(title, sections, page.app_version, page.created, page.place)
 
 
+def render_session(page: ParticipantPage, session: str, *, main: str) -> str:
+    """Return the page of one session of a participant as one self-contained HTML document.
+
+    Parameters
+    ----------
+    page
+        Of the participant, with the runs and windows of this session alone.
+    session
+        Its label.
+    main
+        File name of the participant's page, to which a link leads back.
+    """
+    back = Section("participant", "Participant", "", (Links(((f"All of sub-{page.participant}", main),)),))
+    sections = (
+        back,
+        _warnings(page.warnings),
+        _inputs(page),
+        Section("alignment", "Alignment with the stimuli", "No run was aligned.", _alignment(page)),
+    )
+    named = f"sub-{page.participant}, ses-{session}"
+    title = f"{named}, {page.place}" if page.place else named
+    return _rendered(title, sections, page.app_version, page.created, page.place)
+
+
 def render_group(page: GroupPage) -> str:
     """Return the group page as one self-contained HTML document."""
     listed = Bullets(tuple(f"sub-{label}" for label in page.participants))
@@ -193,6 +231,9 @@ def _inputs(page: ParticipantPage) -> Section:
         blocks.append(Facts(page.summary))
     if page.runs:
         blocks.append(runs_table(page.runs))
+    if page.sessions:
+        words = "The runs of each session, and their alignment with the stimuli, are on a page of their own:"
+        blocks += [Paragraph(words), Links(tuple((f"ses-{one.session}", one.file_name) for one in page.sessions))]
     return Section("inputs", "Inputs", "No run was used.", tuple(blocks))
 
 
@@ -201,6 +242,11 @@ def _dropped(dropped: tuple[DroppedRun, ...]) -> tuple[Block, ...]:
 
 
 def _alignment(page: ParticipantPage) -> tuple[Block, ...]:
+    if page.sessions:
+        blocks = _alignment(replace(page, sessions=()))
+        rows = tuple((f"ses-{one.session}", one.n_runs, one.n_volumes, one.n_used) for one in page.sessions)
+        columns = ("Session", "Runs", "Volumes", "Volumes with a complete window")
+        return (Table("Sessions, whose pages show the alignment of each run.", columns, rows), *blocks)
     if not page.windows:
         return ()
     n_used = sum(int(windows.valid.sum()) for windows in page.windows)

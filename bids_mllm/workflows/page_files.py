@@ -1,6 +1,7 @@
 """Names of the pages of participants: stable from call to call, whatever spaces a call has."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 #: Enough of a page to hold its head.
@@ -28,8 +29,24 @@ def page_path(output_dir: Path, participant: str, place: str, *, first: bool) ->
     owner = _place_of(plain)
     if owner == place or (owner is None and first):
         own.unlink(missing_ok=True)
+        remove_session_pages(own)
         return plain
     return own
+
+
+def session_page_path(page: Path, session: str) -> Path:
+    """Return the path of the page of one session beside the participant's page `page`."""
+    participant, *place = page.stem.split("_", 1)
+    return page.with_name("_".join([participant, f"ses-{session}", *place]) + page.suffix)
+
+
+def remove_session_pages(page: Path, *, kept: Collection[Path] = ()) -> None:
+    """Remove pages of sessions that an earlier call wrote beside the participant's page `page`, but for those kept."""
+    pattern = session_page_path(page, "*").name
+    spaced = "_space-" in page.stem
+    for path in page.parent.glob(pattern):
+        if path not in kept and ("_space-" in path.stem) == spaced:
+            path.unlink()
 
 
 def _place_of(page: Path) -> str | None:

@@ -24,14 +24,15 @@ from bids_mllm.records import Fold, ModelSpec, ParticipantDesign
 from bids_mllm.report.clock_charts import clock_blocks, clock_warnings
 from bids_mllm.report.conditioning import conditioning_warnings
 from bids_mllm.report.methods import MethodsFacts, ModelFacts, methods_text
-from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant
+from bids_mllm.report.pages import CrossValidation, ParticipantPage, ReportedError, render_participant, render_session
+from bids_mllm.report.sessions import sessions_of, split_page
 from bids_mllm.report.tables import ModelCard
 from bids_mllm.workflows.atlases import atlas_words
 from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.clock import found_clock
 from bids_mllm.workflows.comparisons import comparison_tables
 from bids_mllm.workflows.facts import cv_words, library_versions, output_task
-from bids_mllm.workflows.page_files import page_path
+from bids_mllm.workflows.page_files import page_path, remove_session_pages, session_page_path
 from bids_mllm.workflows.pictures import (
     best_maps,
     layer_pictures,
@@ -223,7 +224,7 @@ def write_participant_report(
 ) -> Path:
     """Write the page of one participant in one space from the plan and the outputs; returns its path.
 
-    Its name is that of `page_path`.
+    Its name is that of `page_path`. A participant with many sessions has a page for each beside it.
     """
     found = find_results(plan.settings.output_dir, [design.participant])
     results = [result for result in found if _planned(plan, design, result)]
@@ -267,8 +268,18 @@ def write_participant_report(
     )
     first = next(other for other in plan.designs if other.participant == design.participant)
     path = page_path(plan.settings.output_dir, design.participant, design.place, first=design is first)
-    write_text(path, render_participant(page))
+    _write_pages(path, page)
     return path
+
+
+def _write_pages(path: Path, page: ParticipantPage) -> None:
+    """Write a participant's page; with many sessions also one for each, and remove those of sessions that are gone."""
+    paths = {session: session_page_path(path, session) for session in sessions_of(page)}
+    main, pages = split_page(page, {session: own.name for session, own in paths.items()})
+    for session, own in paths.items():
+        write_text(own, render_session(pages[session], session, main=path.name))
+    write_text(path, render_participant(main))
+    remove_session_pages(path, kept=paths.values())
 
 
 def _scored_words(folds: Sequence[Fold]) -> str:
