@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 def packed(values: NDArray[Any] | bytes) -> str:
     """Return the bytes of an array, little-endian and in C order, as base64 of gzip; the same bytes give the same."""
     content = values if isinstance(values, bytes) else _little_endian(values).tobytes()
-    return base64.b64encode(gzip.compress(content, compresslevel=9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(content, compresslevel=6, mtime=0)).decode("ascii")
 
 
 def _little_endian(values: NDArray[Any]) -> NDArray[Any]:

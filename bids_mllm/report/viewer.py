@@ -102,9 +102,8 @@ def score_codes(values: FloatArray, scale: Scale) -> NDArray[np.uint8]:
 
     A code stands for (code / 254) of the range, so a value is off by at most half of that.
     """
-    share = (np.nan_to_num(np.asarray(values, dtype=float), nan=-np.inf, posinf=np.inf) - scale.low) / (
-        scale.high - scale.low
-    )
+    finite = np.isfinite(values)
+    share = (np.where(finite, values, scale.low) - scale.low) / (scale.high - scale.low)
     codes = np.clip(np.round(share * N_CODES), 1, N_CODES)
     return np.where(share > 0, codes, 0).astype(np.uint8)
 
@@ -136,24 +135,37 @@ def viewer_block(
     -------
     ViewerBlock
     """
-    notes = []
-    texts = [packed(_ordered(place, one.codes)) for one in maps]
-    if isinstance(place, VolumePlace) and sum(map(len, texts)) > BUDGET:
+    notes: list[str] = []
+    texts = _packed_maps(place, maps)
+    if isinstance(place, VolumePlace) and len(texts) < len(maps):
         place, maps = _thinned(place, maps)
-        texts = [packed(_ordered(place, one.codes)) for one in maps]
+        texts = _packed_maps(place, maps)
         notes.append("To keep the page small the viewer shows every second voxel along each axis.")
-    n_kept = int(np.searchsorted(np.cumsum([len(text) for text in texts]), BUDGET, side="right"))
-    if n_kept < len(maps):
-        notes.append(f"To keep the page small {len(maps) - n_kept} of {len(maps)} maps are left out of the viewer.")
+    if len(texts) < len(maps):
+        left_out = len(maps) - len(texts)
+        notes.append(f"To keep the page small {left_out} of {len(maps)} maps are left out of the viewer.")
     content = {
         "place": _volume_content(place, maps[0].codes) if isinstance(place, VolumePlace) else _surface_content(place),
         "scales": [_scale_content(scale) for scale in scales],
         "maps": [
             {"model": one.model, "name": one.name, "group": one.group, "scale": one.scale, "codes": text}
-            for one, text in zip(maps[:n_kept], texts, strict=False)
+            for one, text in zip(maps, texts, strict=False)
         ],
     }
     return ViewerBlock(content, picture, caption, tuple(notes))
+
+
+def _packed_maps(place: Place, maps: Sequence[ViewerMap]) -> list[str]:
+    """Return the codes of the first maps as text, as many as fit."""
+    texts: list[str] = []
+    room = BUDGET
+    for one in maps:
+        text = packed(_ordered(place, one.codes))
+        room -= len(text)
+        if room < 0:
+            break
+        texts.append(text)
+    return texts
 
 
 def _scale_content(scale: Scale) -> dict[str, Any]:

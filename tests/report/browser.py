@@ -1,5 +1,7 @@
 """Chromium without a window, driven through its debugging pipe: opens pages with the network cut."""
 
+import base64
+import io
 import json
 import os
 import select
@@ -11,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from matplotlib.image import imread
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PROGRAM = next((found for found in map(shutil.which, NAMES) if found), None)
@@ -109,11 +114,29 @@ class Browser:
                     found.append(f"asked for {url}")
         return found
 
-    def screenshot(self, path: Path) -> None:
-        """Write what is seen as PNG."""
-        import base64
+    def choose(self, root: str, label: str, value: str) -> None:
+        """Set the control with a label inside the first element of a selector, as a reader does."""
+        self.run(
+            f"""(() => {{
+            const labels = [...document.querySelector({root!r}).querySelectorAll("label")];
+            const control = document.getElementById(labels.find((one) => one.textContent === {label!r}).htmlFor);
+            control.value = {value!r};
+            if (control.value !== {value!r}) throw new Error("no choice " + {value!r});
+            ["input", "change"].forEach((name) => control.dispatchEvent(new Event(name, {{ bubbles: true }})));
+            }})()"""
+        )
 
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+    def pixels(self, selector: str) -> Any:
+        """Return what is seen of an element, shape (height, width, 3), in parts of 255."""
+        self.run(f"document.querySelector({selector!r}).scrollIntoView()")
+        self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(0))))")
+        box = self.run(
+            f"""(() => {{
+            const {{ x, y, width, height }} = document.querySelector({selector!r}).getBoundingClientRect();
+            return {{ x: x + scrollX, y: y + scrollY, width, height, scale: 1 }}; }})()"""
+        )
+        picture = base64.b64decode(self.send("Page.captureScreenshot", format="png", clip=box)["data"])
+        return np.round(255 * imread(io.BytesIO(picture))[..., :3]).astype(int)
 
 
 @contextmanager
@@ -125,7 +148,7 @@ def browser(profile: Path, *, webgl: bool = True) -> Iterator[Browser]:
     shell = 'exec "$@" 3<&"$IN" 4>&"$OUT"'
     options = [*OPTIONS, *(WEBGL if webgl else NO_WEBGL), f"--user-data-dir={profile}", "about:blank"]
     process = subprocess.Popen(
-        ["sh", "-c", shell, "sh", PROGRAM, *options],
+        ["bash", "-c", shell, "bash", PROGRAM, *options],
         env=os.environ | {"IN": str(its_in), "OUT": str(its_out), "HOME": str(profile)},
         pass_fds=(its_in, its_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
