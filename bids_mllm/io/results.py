@@ -1,12 +1,14 @@
 """Finding and reading what the participant level wrote."""
 
+import gzip
+import math
 import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +27,10 @@ _BEST = re.compile(
 _STAT = re.compile(r"_stat-(?P<stat>[^_]+)(?:_desc-(?P<desc>[^_]+))?_statmap")
 #: What the sidecar of every best map says since the first version.
 NEEDED = ("Conditions", "Layers", "Model", "NoiseCeiling", "CrossValidation", "Sloppy", "AppVersion")
+
+#: Bytes read at a time where a file is only looked through.
+CHUNK = 2**20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,13 +59,27 @@ class ModelResult:
 
     def map(self, stat: str, desc: str | None) -> tuple[FloatArray, Grid]:
         """Return the values (n_places,) or (n_maps, n_places) and the grid of one map."""
+        return self._read(load_map, stat, desc)
+
+    def check_map(self, stat: str, desc: str | None) -> int:
+        """Read one map to its end, with the check sum that compressed ones have there; return how many places it has.
+
+        A damaged one is an InputDataError.
+        """
+        return self._read(_places_of_volume if self.name.extension == ".nii.gz" else _places, stat, desc)
+
+    def _read(self, read: Callable[[Path], T], stat: str, desc: str | None) -> T:
         path = self.path(stat, desc)
         try:
-            return load_map(path)
+            return read(path)
         except _reading_errors() as error:
             raise InputDataError(
                 f"{path} cannot be read ({error}); run the participant level of sub-{self.name.participant} again."
             ) from error
+
+
+#: A map of a participant: whose, `stat` and `desc`.
+MapOfResult = tuple[ModelResult, str, str | None]
 
 
 def _reading_errors() -> tuple[type[Exception], ...]:
@@ -74,40 +94,71 @@ def _reading_errors() -> tuple[type[Exception], ...]:
     return (*general, ImageFileError, ExpatError, HeaderDataError, WrapStructError)
 
 
+def _places_of_volume(path: Path) -> int:
+    """Read a compressed volume to its end without keeping it; raises what reading raises when it is damaged.
+
+    The check sum stands after the voxels, so that who reads only these does not see it.
+    """
+    import nibabel as nib
+
+    voxels = nib.load(path).dataobj
+    size = 0
+    with gzip.open(path) as stream:
+        while block := stream.read(CHUNK):
+            size += len(block)
+    if size < voxels.offset + voxels.dtype.itemsize * math.prod(voxels.shape):
+        raise EOFError("it has fewer voxels than its header says")
+    return math.prod(voxels.shape[:3])
+
+
+def _places(path: Path) -> int:
+    return load_map(path)[1].n_places
+
+
 def check_readable(result: ModelResult) -> None:
     """Read what the group level uses of a result: sidecars, tables, and maps but those that it has no part in.
 
     Raises
     ------
     BidsMllmError
-        When a file cannot be read, or the sidecar of the best map lacks a key; names the file.
+        When a file is missing, cannot be read or has other places than the rest, or the sidecar of the best map lacks a
+        key; names the file.
     """
-    path = sidecar_path(result.path("r", "best"))
     content = result.sidecar()
     missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
+    again = f"run the participant level of sub-{result.name.participant} again"
     if missing:
-        raise InputDataError(
-            f"{path} lacks {missing[0]}; run the participant level of sub-{result.name.participant} again."
-        )
-    shared = replace(result, model="")
-    for one, pattern in ((result, result.path("*", None)), (shared, shared.path("noiseceiling", None))):
-        for file in sorted(pattern.parent.glob(pattern.name)):
-            match = _STAT.search(file.name)
-            if match and match["stat"] in outputs()["maps"] and _is_used(match["stat"], match["desc"]):
-                one.map(match["stat"], match["desc"])
-                read_json(sidecar_path(file))
+        raise InputDataError(f"{sidecar_path(result.path('r', 'best'))} lacks {missing[0]}; {again}.")
+    first: tuple[Path, int] | None = None
+    for one, stat, desc in _used_maps(result, content["Conditions"]):
+        path, n_places = one.path(stat, desc), one.check_map(stat, desc)
+        read_json(sidecar_path(path))
+        first = first or (path, n_places)
+        if n_places != first[1]:
+            raise InputDataError(
+                f"{path} has {n_places} {result.name.units} and {first[0]} has {first[1]}, but maps of one participant "
+                f"have the same; {again}."
+            )
     roi_tables(result)
-    for table in (
-        result.path("partition", None, extension=".tsv"),
-        shared.path("modelcomparison", None, extension=".tsv"),
-    ):
+    for stat, model in (("partition", result.model), ("modelcomparison", "")):
+        table = replace(result, model=model).path(stat, None, extension=".tsv")
         if table.is_file():
             read_tsv(table)
 
 
-def _is_used(stat: str, desc: str | None) -> bool:
-    """Whether the group level has a use for a map; of those of one condition, which are large, only for two."""
-    return stat in ("r", "cvr2") or desc in (None, "best") or desc.startswith("vs")
+def _used_maps(result: ModelResult, conditions: Sequence[str]) -> list[MapOfResult]:
+    """Return the maps of which the group level has a use: those it needs, and all others but of one condition."""
+    shared = replace(result, model="")
+    needed = [("r", "best"), ("cvr2", "best"), ("bestcondition", None), ("bestlayer", None)]
+    needed += [(stat, condition) for condition in conditions for stat in ("r", "cvr2")]
+    found: dict[MapOfResult, None] = dict.fromkeys((result, stat, desc) for stat, desc in needed)
+    for one, pattern in ((result, result.path("*", None)), (shared, shared.path("noiseceiling", None))):
+        for path in sorted(pattern.parent.glob(pattern.name)):
+            match = _STAT.search(path.name)
+            stat, desc = (match["stat"], match["desc"]) if match else ("", None)
+            if stat in outputs()["maps"] and (desc in (None, "best") or desc.startswith("vs")):
+                found[one, stat, desc] = None
+    return list(found)
 
 
 def find_results(output_dir: Path, participants: Sequence[str] = ()) -> tuple[ModelResult, ...]:
@@ -131,10 +182,6 @@ def table_paths(result: ModelResult, stat: str) -> dict[str, Path]:
 def roi_tables(result: ModelResult) -> dict[str, list[dict[str, str]]]:
     """Return the tables of scores of one model by atlas, as rows of text."""
     return {atlas: read_tsv(path) for atlas, path in table_paths(result, "scores").items()}
-
-
-#: A map of a participant: whose, `stat` and `desc`.
-MapOfResult = tuple[ModelResult, str, str | None]
 
 
 def stack_maps(
