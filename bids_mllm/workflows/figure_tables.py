@@ -8,8 +8,8 @@ from typing import Any
 
 from bids_mllm.group.classes import model_class
 from bids_mllm.io.derivatives import MapName
-from bids_mllm.io.files import read_tsv
-from bids_mllm.io.results import ModelResult, roi_tables
+from bids_mllm.io.files import iter_tsv, read_tsv
+from bids_mllm.io.results import ModelResult, table_paths
 from bids_mllm.workflows.statistics import INSTRUCTED_POOLINGS
 
 TEXT_COLUMNS = ("participant", "model", "condition", "pooling", "instruction", "layer", "roi", "kind", "roi_index")
@@ -52,9 +52,9 @@ def score_rows(results: Sequence[ModelResult]) -> dict[str, list[dict[str, Any]]
     """Return the rows of the tables of scores by atlas: of groups and sets where there are any, else of areas."""
     collected: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
-        for atlas, rows in roi_tables(result).items():
-            coarse = any(row["kind"] in ("group", "set") for row in rows)
-            collected[atlas] += [numbers(row) for row in rows if not (coarse and row["kind"] == "area")]
+        for atlas, path in table_paths(result, "scores").items():
+            coarse = any(row["kind"] in ("group", "set") for row in iter_tsv(path))
+            collected[atlas] += [numbers(row) for row in iter_tsv(path) if not (coarse and row["kind"] == "area")]
     return dict(collected)
 
 

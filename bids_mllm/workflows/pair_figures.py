@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from bids_mllm.group.partition import PARTS, partition_means
+from bids_mllm.group.partition import KINDS, PARTS, partition_means
 from bids_mllm.io.derivatives import MapName
-from bids_mllm.io.files import read_tsv
+from bids_mllm.io.files import iter_tsv
 from bids_mllm.io.results import ModelResult
 from bids_mllm.report.content import Cell
 from bids_mllm.report.figures import FigureData
@@ -49,7 +49,7 @@ def partition_figures(results: Sequence[ModelResult], *, participant: str | None
             rows: list[dict[str, str]] = []
             for result in of_model:
                 path = result.path("partition", None, extension=".tsv")
-                rows += read_tsv(path) if path.is_file() else []
+                rows += (row for row in iter_tsv(path) if row["kind"] in KINDS) if path.is_file() else []
             for measure in dict.fromkeys(row["measure"] for row in rows):
                 parts = mean_parts([row for row in rows if row["measure"] == measure])
                 for pooling in INSTRUCTED_POOLINGS:
