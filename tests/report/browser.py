@@ -8,7 +8,7 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ OPTIONS = (
 )  # fmt: skip
 WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 NO_WEBGL = ("--disable-gpu", "--disable-3d-apis")
-SECONDS = 120.0
+SECONDS, DRAWN_SECONDS = 120.0, 30.0
 
 
 @dataclass
@@ -125,6 +125,15 @@ class Browser:
             ["input", "change"].forEach((name) => control.dispatchEvent(new Event(name, {{ bubbles: true }})));
             }})()"""
         )
+
+    def pixels_with(self, selector: str, holds: Callable[[Any], bool]) -> Any:
+        """Return what is seen of an element once something holds of it, since drawing takes its time."""
+        end = time.monotonic() + DRAWN_SECONDS
+        while True:
+            seen = self.pixels(selector)
+            if holds(seen):
+                return seen
+            assert time.monotonic() < end, f"{selector} never looks as it should"
 
     def pixels(self, selector: str) -> Any:
         """Return what is seen of an element, shape (height, width, 3), in parts of 255."""
