@@ -90,8 +90,8 @@ def thresholded_paint(values: FloatArray, significant: BoolArray, *, top: float,
         Of the colour bars.
     """
     cmap, greys = score_colours(), LinearSegmentedColormap.from_list("bids_mllm_greys", _GREYS)
-    coloured = _ranks(values, significant, top)
-    ranks = np.where(significant, coloured + _STEPS, _ranks(values, ~significant & (values > 0), top))
+    coloured = significant & (values > 0)
+    ranks = np.where(coloured, _ranks(values, coloured, top) + _STEPS, _ranks(values, ~coloured & (values > 0), top))
 
     def add_key(figure: Figure) -> None:
         _add_bar(figure, cmap, top, f"{label}, significant", bottom=0.54, height=0.38)

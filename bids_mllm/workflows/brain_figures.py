@@ -1,6 +1,6 @@
 """Brain maps of the figures, gathered from the maps on disk, and drawn again from their tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,16 @@ R = "held-out r"
 
 
 def brain_figures(
-    output_dir: Path,
-    results: Sequence[ModelResult],
-    *,
-    participant: str | None = None,
-    atlases: Sequence[AtlasFiles] = (),
+    output_dir: Path, results: Sequence[ModelResult], *, atlases: Sequence[AtlasFiles] = ()
 ) -> list[FigureData]:
-    """Return the brain maps that are on disk.
+    """Return the brain maps of some results that are on disk.
 
     Parameters
     ----------
     output_dir
         Folder of the outputs.
     results
-        What participants finished.
-    participant
-        Label of the one whose maps are wanted; None for those of the group.
+        All of one participant, or all of the group.
     atlases
         Whose regions are shown.
 
@@ -58,9 +52,8 @@ def brain_figures(
         instructions. Places without voxels, and whose surfaces are not at hand, have none.
     """
     figures: list[FigureData] = []
-    wanted = _of_participant(results, participant) if participant is not None else _of_group(output_dir, results)
-    for name in dict.fromkeys(result.name for result in wanted):
-        own = [result for result in wanted if result.name == name]
+    for name in dict.fromkeys(result.name for result in results):
+        own = [result for result in results if result.name == name]
         grid = own[0].map("r", "best")[1]
         if not views_of(name.space, grid):
             continue
@@ -72,17 +65,6 @@ def brain_figures(
         figures += _ceilings(output_dir, own[0], grid)
         figures += label_figures(output_dir, own[0], atlases)
     return figures
-
-
-def _of_participant(results: Sequence[ModelResult], participant: str) -> list[ModelResult]:
-    return [result for result in results if result.name.participant == participant]
-
-
-def _of_group(output_dir: Path, results: Sequence[ModelResult]) -> list[ModelResult]:
-    """Return the maps of the group that were written for the results of participants."""
-    keys = dict.fromkeys((result.name.of_group(), result.model) for result in results)
-    found = [ModelResult(name, model, output_dir) for name, model in keys]
-    return [result for result in found if result.path("r", "best").is_file()]
 
 
 def label_figures(output_dir: Path, result: ModelResult, atlases: Sequence[AtlasFiles]) -> list[FigureData]:
@@ -127,7 +109,7 @@ def _figures_of_model(
     sidecar = result.sidecar()
     if len(sidecar["Layers"]) > 1 and result.path("bestlayer", None).is_file():
         figures.append(_layers(output_dir, result, sidecar["Layers"], shown, grid, where))
-    figures += _categories(output_dir, result, sidecar, shown, grid, where)
+    figures += _categories(output_dir, result, shown, grid, where)
     return figures
 
 
@@ -135,7 +117,7 @@ def _significance(result: ModelResult) -> tuple[BoolArray | None, str]:
     """Return where the nested choice is significant, None where nothing was tested, and the rule in words."""
     if result.path("rthresholded", "best").is_file():
         values, _ = result.map("rthresholded", "best")
-        return np.isfinite(values) & (values != 0), f"the group's mean {R} is significant"
+        return np.isfinite(values) & (values != 0), f"the participants' combined tests have a q of at most {LEVEL:g}"
     if result.name.participant is not None and result.path("q", "best").is_file():
         with np.errstate(invalid="ignore"):
             return np.asarray(result.map("q", "best")[0] <= LEVEL), f"{R} is significant (q of at most {LEVEL:g})"
@@ -189,9 +171,7 @@ def _layers(
     )
 
 
-def _categories(
-    output_dir: Path, result: ModelResult, sidecar: Mapping[str, Any], shown: BoolArray, grid: Grid, where: str
-) -> list[FigureData]:
+def _categories(output_dir: Path, result: ModelResult, shown: BoolArray, grid: Grid, where: str) -> list[FigureData]:
     """Best condition over all, and within each group of instructions where there is a map of it."""
     pattern = result.path("bestcondition", "*")
     descs = [path.name.partition("_desc-")[2].partition("_")[0] for path in sorted(pattern.parent.glob(pattern.name))]
@@ -199,11 +179,12 @@ def _categories(
     figures = []
     for desc in [None, *descs]:
         path = result.path("bestcondition", desc)
-        names = [str(one) for one in (read_json(sidecar_path(path)) if path.is_file() else {}).get("Conditions", ())]
+        described = read_json(sidecar_path(path)) if path.is_file() else {}
+        conditions = [str(one) for one in described.get("Conditions", ())]
+        names = [str(one) for one in described.get("ChosenAmong", conditions)]
         if len(names) < 2:
             continue
-        values, _ = result.map("bestcondition", desc)
-        values = np.where(shown, values, np.nan)
+        values = _among(np.where(shown, result.map("bestcondition", desc)[0], np.nan), conditions, names)
         within = f" among the instructions of the group {desc}" if desc else ""
         figures.append(
             FigureData(
@@ -219,6 +200,14 @@ def _categories(
             )
         )
     return figures
+
+
+def _among(values: FloatArray, conditions: Sequence[str], names: Sequence[str]) -> FloatArray:
+    """Return positions in some of the conditions from positions in all of them."""
+    positions = np.full(values.shape, np.nan)
+    for position, name in enumerate(names):
+        positions[values == conditions.index(name)] = position
+    return positions
 
 
 def _contrasts(

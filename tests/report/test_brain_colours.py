@@ -32,7 +32,7 @@ def test_scores_are_coloured_above_0_up_to_the_top():
 
 
 def test_significant_scores_are_coloured_and_others_grey():
-    values, significant = np.array([NAN, -0.2, 0.2, 0.2, 0.5]), np.array([False, False, False, True, False])
+    values, significant = np.array([NAN, -0.2, 0.2, 0.2, 0.5]), np.array([False, True, False, True, False])
     paint = brain_colours.thresholded_paint(values, significant, top=0.5, label="r")
     nothing, below, grey, coloured, dark = colours(paint)
     assert nothing is below is None

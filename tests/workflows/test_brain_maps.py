@@ -14,7 +14,7 @@ from bids_mllm.io.derivatives import MapName, write_map
 from bids_mllm.io.files import read_tsv, write_tsv
 from bids_mllm.io.grids import ParcelGrid
 from bids_mllm.io.maps import map_extension
-from bids_mllm.io.results import ModelResult, find_results
+from bids_mllm.io.results import ModelResult
 from bids_mllm.report.brain_colours import score_paint
 from bids_mllm.report.brain_figures import Brain, draw_brain_map
 from bids_mllm.report.style import png_bytes
@@ -69,7 +69,7 @@ def drawn_in(data, folder, view):
 def planted(request, tmp_path):
     grid, values = SPACES[request.param]()
     result = result_of(tmp_path, request.param, grid, values)
-    return tmp_path, figure_of(brain_figures(tmp_path, [result], participant="01"), "map-scores"), grid, values
+    return tmp_path, figure_of(brain_figures(tmp_path, [result]), "map-scores"), grid, values
 
 
 def test_left_posterior_is_left_and_at_the_back_on_inflated_surfaces(planted):
@@ -99,7 +99,7 @@ def test_left_posterior_is_left_and_towards_the_middle_on_flat_surfaces(planted)
 def test_left_posterior_is_left_and_at_the_back_in_glass_and_slices(tmp_path, affine):
     grid, values = planted_volume(affine)
     result = result_of(tmp_path, "MNI152NLin6Asym", grid, values)
-    data = figure_of(brain_figures(tmp_path, [result], participant="01"), "map-scores")
+    data = figure_of(brain_figures(tmp_path, [result]), "map-scores")
     glass = drawn_in(data, tmp_path, "glass")
     panels = sorted((axes for axes in glass.axes if 0.1 < axes.get_position().width < 0.5), key=left_end)
     left, coronal, right, axial = (coloured_in(glass, axes) for axes in panels)
@@ -141,7 +141,7 @@ def test_rows_and_options_draw_what_the_map_draws_to_the_byte(tmp_path):
     values = values + np.random.default_rng(1).normal(0, 0.1, values.shape)
     values[7] = np.nan
     result = result_of(tmp_path, "fsaverage5", grid, values.astype(np.float32))
-    data = figure_of(brain_figures(tmp_path, [result], participant="01"), "map-scores")
+    data = figure_of(brain_figures(tmp_path, [result]), "map-scores")
     cortex = cortex_of("fsaverage5", grid, np.isfinite(values))
     brain = Brain(cortex.inflated, cortex.flat, cortex.left, cortex.right)
     paint = score_paint(result.map("r", "best")[0].astype(float), top=data.options["Top"], label="held-out r")
@@ -168,7 +168,7 @@ def several(folder, *, participant="01"):
     for result in (one, two):
         write(result, "bestlayer", None, np.where(finite, 4.0, np.nan), grid)
         write(result, "bestcondition", None, np.where(finite, np.arange(grid.n_places) % 3, np.nan), grid)
-    write(one, "bestcondition", "social", np.where(finite, 1.0, np.nan), grid, Conditions=["CR", "ESA"])
+    write(one, "bestcondition", "social", np.where(finite, 2.0, np.nan), grid, ChosenAmong=["AR", "media"])
     path = one.name.path(folder, stat="noiseceiling")
     write_map(path, np.where(finite, 0.6, np.nan), np.ones(grid.n_places, dtype=bool), grid, {})
     return one, two, grid, left
@@ -177,7 +177,7 @@ def several(folder, *, participant="01"):
 @pytest.mark.parametrize("participant", ["01", None])
 def test_every_map_on_disk_is_gathered_and_drawn(tmp_path, participant):
     one, two, *_ = several(tmp_path, participant=participant)
-    figures = brain_figures(tmp_path, [one, two], participant=participant)
+    figures = brain_figures(tmp_path, [one, two])
     kinds = [data.kind for data in figures]
     thresholded = 2 if participant else 1
     assert {kind: kinds.count(kind) for kind in kinds} == {
@@ -197,14 +197,14 @@ def test_every_map_on_disk_is_gathered_and_drawn(tmp_path, participant):
 
 def test_models_of_one_place_share_the_top_of_their_scale(tmp_path):
     one, two, *_ = several(tmp_path)
-    tops = {data.options["Top"] for data in brain_figures(tmp_path, [one, two], participant="01")
+    tops = {data.options["Top"] for data in brain_figures(tmp_path, [one, two])
             if data.kind in ("map-scores", "map-thresholded", "map-contrast")}  # fmt: skip
     assert len(tops) == 1
 
 
 def test_choices_are_shown_where_scores_are_significant_and_without_any_where_they_are_above_0(tmp_path):
     one, two, _, values = several(tmp_path)
-    figures = brain_figures(tmp_path, [one, two], participant="01")
+    figures = brain_figures(tmp_path, [one, two])
     planted = np.flatnonzero(np.nan_to_num(values) > 0).tolist()
     first, second = (data for data in figures if data.kind == "map-layer")
     assert [row["place"] for row in first.rows] == planted
@@ -213,7 +213,8 @@ def test_choices_are_shown_where_scores_are_significant_and_without_any_where_th
     assert [row["place"] for row in second.rows] == np.flatnonzero(two.map("r", "best")[0] > 0).tolist()
     assert "held-out r is above 0" in second.caption
     social = next(data for data in figures if data.name.endswith("desc-social_mapcategory"))
-    assert social.options["Names"] == ["CR", "ESA"]
+    assert social.options["Names"] == ["AR", "media"]
+    assert {row["value"] for row in social.rows} == {1.0}
     assert len(social.rows) == len(planted)
 
 
@@ -222,14 +223,14 @@ def test_nothing_of_noise_is_coloured_in_a_thresholded_map(tmp_path):
     noise = np.where(np.isfinite(values), np.random.default_rng(0).normal(0, 0.1, values.shape), np.nan)
     result = result_of(tmp_path, "MNI152NLin6Asym", grid, noise)
     write(result, "q", "best", np.where(np.isfinite(values), 0.8, np.nan), grid)
-    data = figure_of(brain_figures(tmp_path, [result], participant="01"), "map-thresholded")
+    data = figure_of(brain_figures(tmp_path, [result]), "map-thresholded")
     figure = draw_brain(data, tmp_path)
     panels = [axes for axes in figure.axes if axes.get_position().x1 < 0.84]
     assert len(panels) > 10
     assert not any(coloured_in(figure, axes).any() for axes in panels)
     assert "coloured in the 0 of " in data.alt
     write(result, "q", "best", np.where(noise > 0.1, 0.01, 0.8), grid)
-    data = figure_of(brain_figures(tmp_path, [result], participant="01"), "map-thresholded")
+    data = figure_of(brain_figures(tmp_path, [result]), "map-thresholded")
     figure = draw_brain(data, tmp_path)
     assert any(coloured_in(figure, axes).any() for axes in figure.axes if axes.get_position().x1 < 0.84)
     assert sum(row["significant"] for row in data.rows) == (noise > 0.1).sum()
@@ -237,7 +238,7 @@ def test_nothing_of_noise_is_coloured_in_a_thresholded_map(tmp_path):
 
 def test_a_contrast_names_both_maps_and_has_both_values(tmp_path):
     one, two, _, values = several(tmp_path)
-    data = figure_of(brain_figures(tmp_path, [one, two], participant="01"), "map-contrast")
+    data = figure_of(brain_figures(tmp_path, [one, two]), "map-contrast")
     assert [Path(path).name for path in data.options["Sources"]] == [
         result.path("r", "best").name for result in (one, two)
     ]
@@ -263,7 +264,7 @@ def test_regions_of_an_atlas_are_named_where_they_lie(tmp_path):
     table.write_text("index\tname\n1\tBack\n2\tFront\n")
     result = result_of(tmp_path, "MNI152NLin6Asym", grid, values)
     (data,) = label_figures(tmp_path, result, [AtlasFiles("two", (path,), table)])
-    assert data in brain_figures(tmp_path, [result], participant="01", atlases=[AtlasFiles("two", (path,), table)])
+    assert data in brain_figures(tmp_path, [result], atlases=[AtlasFiles("two", (path,), table)])
     assert data.options["Names"] == ["Back", "Front"]
     assert [row["value"] for row in data.rows if row["value"] == 0.0] == [0.0] * int((labels == 1).sum())
     assert len(data.rows) == int((labels > 0).sum())
@@ -272,15 +273,12 @@ def test_regions_of_an_atlas_are_named_where_they_lie(tmp_path):
     assert (left, right) == (["Back"], ["Front"])
 
 
-def test_maps_of_the_group_come_from_what_participants_finished(tmp_path):
+def test_maps_of_the_group_are_named_without_a_participant(tmp_path):
     grid, values = planted_surface()
-    participants = [result_of(tmp_path, "fsaverage5", grid, values, participant=label) for label in ("01", "02")]
-    assert brain_figures(tmp_path, participants) == []
-    result_of(tmp_path, "fsaverage5", grid, values, participant=None)
-    found = find_results(tmp_path)
-    (data,) = brain_figures(tmp_path, found)
+    (data,) = brain_figures(tmp_path, [result_of(tmp_path, "fsaverage5", grid, values, participant=None)])
     assert data.options["Sources"][0].startswith("group/func/")
     assert data.name.startswith("task-life")
+    assert data.caption.startswith("Mean over participants of the held-out r")
 
 
 def test_places_without_a_surface_have_no_maps_and_own_volumes_slices_alone(tmp_path):
@@ -289,9 +287,9 @@ def test_places_without_a_surface_have_no_maps_and_own_volumes_slices_alone(tmp_
     assert views_of("fsnative", planted_surface()[0]) == ("inflated", "flat")[:0]
     parcels = ParcelGrid(("one", "two"))
     result = result_of(tmp_path, "MNI152NLin6Asym", parcels, np.array([0.1, 0.2]))
-    assert brain_figures(tmp_path, [result], participant="01") == []
+    assert brain_figures(tmp_path, [result]) == []
     own = result_of(tmp_path, "T1w", grid, values)
-    data = figure_of(brain_figures(tmp_path, [own], participant="01"), "map-scores")
+    data = figure_of(brain_figures(tmp_path, [own]), "map-scores")
     assert "The anatomy is the MNI152 template, since that of T1w is not at hand." in data.caption
     assert draw_brain(data, tmp_path).axes
 
@@ -299,7 +297,7 @@ def test_places_without_a_surface_have_no_maps_and_own_volumes_slices_alone(tmp_
 def test_a_missing_or_another_map_is_named(tmp_path):
     grid, values = planted_surface()
     result = result_of(tmp_path, "fsaverage5", grid, values)
-    data = figure_of(brain_figures(tmp_path, [result], participant="01"), "map-scores")
+    data = figure_of(brain_figures(tmp_path, [result]), "map-scores")
     beyond = replace(data, rows=({"place": grid.n_places, "value": 1.0},))
     with pytest.raises(InputDataError, match=r"has the place 20484, but sub-01/func/.* has 10242 \+ 10242 vertices"):
         draw_brain(beyond, tmp_path)
