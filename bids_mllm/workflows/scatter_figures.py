@@ -212,7 +212,7 @@ def layer_means(rows: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Return the mean r of each layer over participants, conditions and regions that their masks cover."""
     collected: dict[int, list[float]] = defaultdict(list)
     for row in rows:
-        if row["r"] is not None and (row["coverage"] or 0.0) >= MIN_COVERAGE:
+        if row["layer"] != "best" and row["r"] is not None and (row["coverage"] or 0.0) >= MIN_COVERAGE:
             collected[int(row["layer"])].append(row["r"])
     return {layer: float(np.mean(values)) for layer, values in collected.items()}
 

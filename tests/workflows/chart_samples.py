@@ -54,6 +54,7 @@ class Outputs:
                 r = best[result.model] + 0.01 * self.people.index(person)
                 rows.append(_score(result, "best", "best", roi, kind, coverage, r))
                 for condition in conditions if by_layer else ():
+                    rows.append(_score(result, condition, "best", roi, kind, coverage, 0.9))
                     for layer in range(layers):
                         value = by_layer(person, result.model, condition, roi, layer) if by_layer else 0.0
                         rows.append(_score(result, condition, str(layer), roi, kind, coverage, value))
