@@ -1,17 +1,19 @@
 """Brain maps of the figures, gathered from the maps on disk, and drawn again from their tables."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bids_mllm.exceptions import UsageError
+from bids_mllm.exceptions import InputDataError, UsageError
 from bids_mllm.io.atlas import AtlasFiles, load_atlas
 from bids_mllm.io.derivatives import MapName, sidecar_path
 from bids_mllm.io.files import read_json
-from bids_mllm.io.grids import Grid, ParcelGrid, VolumeGrid
+from bids_mllm.io.grids import Grid, ParcelGrid, VolumeGrid, same_grid
+from bids_mllm.io.maps import load_map
 from bids_mllm.io.results import ModelResult
 from bids_mllm.records import BoolArray, FloatArray
 from bids_mllm.report.content import Cell
@@ -19,6 +21,7 @@ from bids_mllm.report.figures import FigureData
 from bids_mllm.workflows.brain_drawing import PREFIX, draw_brain, views_of
 from bids_mllm.workflows.canvas import canvas_of
 from bids_mllm.workflows.figure_tables import figure_name
+from bids_mllm.workflows.figures import read_figure
 
 __all__ = ["PREFIX", "brain_figures", "draw_brain", "label_figures"]
 
@@ -42,7 +45,7 @@ def brain_figures(
     results
         All of one participant, or all of the group.
     atlases
-        Whose regions are shown.
+        Whose regions are shown; of the group without any, those that were drawn for participants.
 
     Returns
     -------
@@ -63,7 +66,8 @@ def brain_figures(
             figures += _figures_of_model(output_dir, result, values, grid, top)
         figures += _contrasts(output_dir, own, scores, grid, top)
         figures += _ceilings(output_dir, own[0], grid)
-        figures += label_figures(output_dir, own[0], atlases)
+        labels = label_figures(output_dir, own[0], atlases)
+        figures += labels or (_labels_of_participants(output_dir, own[0], grid) if name.participant is None else [])
     return figures
 
 
@@ -94,6 +98,24 @@ def label_figures(output_dir: Path, result: ModelResult, atlases: Sequence[Atlas
             )
         )
     return figures
+
+
+def _labels_of_participants(output_dir: Path, result: ModelResult, grid: Grid) -> list[FigureData]:
+    """Return for the group the regions that were drawn for the first participant on the same grid, by atlas."""
+    pattern = figure_name(replace(result.name, participant="*"), "maplabels", atlas="*")
+    found: dict[str, FigureData] = {}
+    for path in sorted(output_dir.glob(f"sub-*/figures/{pattern}.json")):
+        atlas = path.name.partition("_atlas-")[2].partition("_")[0]
+        try:
+            data = read_figure(path)
+            own_grid = load_map(output_dir / data.options["Sources"][0])[1]
+        except (InputDataError, OSError):
+            continue
+        if atlas not in found and same_grid(own_grid, grid):
+            options = {**data.options, "Sources": [_relative(output_dir, result, ("r", "best"))]}
+            name = figure_name(result.name, "maplabels", atlas=atlas)
+            found[atlas] = replace(data, name=name, options=options)
+    return list(found.values())
 
 
 def _figures_of_model(

@@ -20,6 +20,7 @@ from bids_mllm.report.brain_figures import Brain, draw_brain_map
 from bids_mllm.report.style import png_bytes
 from bids_mllm.workflows.brain_drawing import draw_brain, views_of
 from bids_mllm.workflows.brain_figures import brain_figures, label_figures
+from bids_mllm.workflows.figures import redraw, write_figures
 from tests.brain_samples import (
     AFFINE,
     FLIPPED,
@@ -251,26 +252,65 @@ def test_a_contrast_names_both_maps_and_has_both_values(tmp_path):
     assert [row["value_b"] for row in data.rows] == [None if np.isnan(v) else v for v in other[finite]]
 
 
-def test_regions_of_an_atlas_are_named_where_they_lie(tmp_path):
+def atlas_of_two(folder, grid, values):
+    """Write an atlas of the planted region and of one at the front on the right; return it and its labels."""
     import nibabel as nib
 
-    grid, values = planted_volume()
     points = points_of_voxels(grid)
     labels = np.where(np.nan_to_num(values) > 0, 1, 0)
     labels[np.isfinite(values) & (points[:, 0] > 8) & (points[:, 1] > 30)] = 2
-    path = tmp_path / "atlas-two_dseg.nii.gz"
+    path = folder / "atlas-two_dseg.nii.gz"
     nib.Nifti1Image(labels.reshape(grid.shape).astype(np.int16), grid.affine).to_filename(path)
     table = path.with_name("atlas-two_dseg.tsv")
     table.write_text("index\tname\n1\tBack\n2\tFront\n")
+    return AtlasFiles("two", (path,), table), labels
+
+
+def test_regions_of_an_atlas_are_named_where_they_lie(tmp_path):
+    grid, values = planted_volume()
+    atlas, labels = atlas_of_two(tmp_path, grid, values)
     result = result_of(tmp_path, "MNI152NLin6Asym", grid, values)
-    (data,) = label_figures(tmp_path, result, [AtlasFiles("two", (path,), table)])
-    assert data in brain_figures(tmp_path, [result], atlases=[AtlasFiles("two", (path,), table)])
+    (data,) = label_figures(tmp_path, result, [atlas])
+    assert data in brain_figures(tmp_path, [result], atlases=[atlas])
     assert data.options["Names"] == ["Back", "Front"]
     assert [row["value"] for row in data.rows if row["value"] == 0.0] == [0.0] * int((labels == 1).sum())
     assert len(data.rows) == int((labels > 0).sum())
     figure = drawn_in(data, tmp_path, "flat")
     left, right = ([text.get_text() for text in axes.texts] for axes in figure.axes[:2])
     assert (left, right) == (["Back"], ["Front"])
+
+
+def test_an_atlas_that_does_not_serve_the_grid_has_no_map(tmp_path):
+    grid, values = planted_volume()
+    result = result_of(tmp_path, "MNI152NLin6Asym", grid, values)
+    assert label_figures(tmp_path, result, [AtlasFiles("lost", (tmp_path / "atlas-lost_dseg.nii.gz",))]) == []
+
+
+def test_the_group_shows_the_regions_that_were_drawn_for_participants_on_its_grid(tmp_path):
+    grid, values = planted_volume()
+    atlas, _ = atlas_of_two(tmp_path, grid, values)
+    group = result_of(tmp_path, "MNI152NLin6Asym", grid, values, participant=None)
+    assert [data.kind for data in brain_figures(tmp_path, [group])] == ["map-scores"]
+    for label, own in (("01", planted_volume(FLIPPED)[0]), ("02", grid)):
+        participant = result_of(tmp_path, "MNI152NLin6Asym", own, values, participant=label)
+        (drawn,) = label_figures(tmp_path, participant, [atlas])
+        write_figures(tmp_path / f"sub-{label}" / "figures", [drawn], output_dir=tmp_path)
+    data = figure_of(brain_figures(tmp_path, [group]), "map-labels")
+    assert data.rows == drawn.rows
+    assert data.name == "task-life_space-MNI152NLin6Asym_atlas-two_maplabels"
+    assert data.options["Sources"][0].startswith("group/func/")
+
+
+def test_a_written_map_is_drawn_again_to_the_byte(tmp_path):
+    grid, values = planted_volume()
+    result = result_of(tmp_path, "MNI152NLin6Asym", grid, values)
+    folder = tmp_path / "sub-01" / "figures"
+    write_figures(folder, brain_figures(tmp_path, [result]), output_dir=tmp_path)
+    (png,) = folder.glob("*_mapscores.png")
+    before = png.read_bytes()
+    png.write_bytes(b"lost")
+    redraw(png)
+    assert png.read_bytes() == before
 
 
 def test_maps_of_the_group_are_named_without_a_participant(tmp_path):
