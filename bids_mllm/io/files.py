@@ -111,15 +111,17 @@ def _cell(value: Any) -> str:
 
 
 def read_tsv(path: Path, keep: Callable[[dict[str, str]], bool] | None = None) -> list[dict[str, str]]:
-    """Read a BIDS table as rows of text; one that is damaged raises one sentence with its name.
+    """Read the rows of a BIDS table that `keep` wants (all without it) as text; see `iter_tsv`."""
+    return [row for row in iter_tsv(path) if keep is None or keep(row)]
 
-    With `keep` only rows for which it is true are held, since tables of regions can have millions.
-    """
+
+def iter_tsv(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a BIDS table as text; one that is damaged raises one sentence with its name."""
     try:
         with path.open(encoding="utf-8", newline="\n") as stream:
             names = stream.readline().removesuffix("\n").split("\t")
-            rows = (dict(zip(names, line.removesuffix("\n").split("\t"), strict=True)) for line in stream)
-            return [row for row in rows if keep is None or keep(row)]
+            for line in stream:
+                yield dict(zip(names, line.removesuffix("\n").split("\t"), strict=True))
     except (OSError, ValueError) as error:
         raise BidsMllmError(f"{path} cannot be read as a table ({error}); remove it and run again.") from error
 
