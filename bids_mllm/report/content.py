@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 from markupsafe import Markup
 
 Cell = str | int | float | None
+#: Media types of pictures by how their files begin.
+_MEDIA_TYPES = {b"\x89PNG": "image/png", b"RIFF": "image/webp"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG or SVG with its text alternative (what it shows, for readers who do not see it)."""
+    """A PNG, WebP or SVG with its text alternative (what it shows, for readers who do not see it)."""
 
     data: bytes
     alt: str
@@ -29,7 +31,9 @@ class Picture:
     @property
     def data_uri(self) -> str:
         """The picture as a data URI."""
-        media_type = "image/png" if self.data.startswith(b"\x89PNG") else "image/svg+xml"
+        media_type = next(
+            (kind for start, kind in _MEDIA_TYPES.items() if self.data.startswith(start)), "image/svg+xml"
+        )
         return f"data:{media_type};base64,{base64.b64encode(self.data).decode('ascii')}"
 
 

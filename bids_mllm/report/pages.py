@@ -62,6 +62,10 @@ class CrossValidation:
 
 
 NO_REGIONS = "No atlas serves this space, or none was given, so no region was averaged."
+NO_VIEWER = "Maps of this space cannot be turned here: they are of parcels, or no surface of it is at hand."
+NO_PARTITION = "No pairs of instructions were fitted; --partition MODEL at the participant level does it."
+NO_COUPLING = "No model has several instructions whose features and brain scores could be set side by side."
+NO_STUDY = "No model here is one of a published study whose figures are known."
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,10 @@ class ParticipantPage:
     roi_pictures: tuple[Picture, ...] = ()
     roi_tables: tuple[Table, ...] = ()
     layer_pictures: tuple[ModelPictures, ...] = ()
+    viewer: tuple[Block, ...] = ()
+    explorer: tuple[Block, ...] = ()
+    figures: Mapping[str, tuple[Block, ...]] = field(default_factory=dict)
+    resources: tuple[Block, ...] = ()
     methods: str = ""
     bibliography: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -112,8 +120,11 @@ class ParticipantPage:
 
 @dataclass(frozen=True)
 class GroupPage:
-    """The content of the group page; `maps` are means over participants, `best_maps` best layer and
-    instruction over participants, `comparisons` tables of model against model for each participant.
+    """The content of the group page.
+
+    `maps` are means over participants where there are no `figures` of them, which are by the section in which they
+    stand; `comparisons` are tables of model against model for each participant, `classes` of classes of models,
+    `choices` of what most voxels prefer, `partition` of pairs of instructions.
     """
 
     participants: tuple[str, ...]
@@ -128,10 +139,16 @@ class GroupPage:
     checks: tuple[Block, ...] = ()
     maps: tuple[ModelPictures, ...] = ()
     best_maps: tuple[ModelPictures, ...] = ()
-    roi_pictures: tuple[Picture, ...] = ()
     roi_tables: tuple[Table, ...] = ()
-    layer_pictures: tuple[ModelPictures, ...] = ()
+    viewer: tuple[Block, ...] = ()
+    explorer: tuple[Block, ...] = ()
+    figures: Mapping[str, tuple[Block, ...]] = field(default_factory=dict)
     comparisons: tuple[Table, ...] = ()
+    classes: tuple[Block, ...] = ()
+    choices: tuple[Block, ...] = ()
+    partition: tuple[Block, ...] = ()
+    agreement: tuple[Block, ...] = ()
+    resources: tuple[Block, ...] = ()
     methods: str = ""
     bibliography: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -152,10 +169,16 @@ def render_participant(page: ParticipantPage) -> str:
         Section("cv", "Cross-validation", "No cross-validation was made.",
                 _cross_validation(page.cross_validation)),
         Section("scores", "Scores", "No table of scores was made.", page.scores),
-        Section("maps", "Maps", "No map was made.", _pictures(page.maps)),
+        Section("viewer", "Maps to explore", NO_VIEWER, page.viewer),
+        Section("maps", "Maps", "No map was made.",
+                (*_pictures(page.maps), *_of(page.figures, "maps", "best", "comparisons"))),
         Section("rois", "Regions of interest", NO_REGIONS,
-                (*page.roi_pictures, *page.roi_tables)),
-        Section("layers", "Layers", "No layer curve was made.", _pictures(page.layer_pictures)),
+                (*page.roi_pictures, *_of(page.figures, "rois"), *page.roi_tables)),
+        Section("layers", "Layers", "No layer curve was made.",
+                (*page.explorer, *_pictures(page.layer_pictures), *_of(page.figures, "layers"))),
+        Section("partition", "Pairs of instructions", NO_PARTITION, _of(page.figures, "partition")),
+        Section("coupling", "Instructions, features and brains", NO_COUPLING, _of(page.figures, "coupling")),
+        Section("resources", "Resource use", "No use of resources was recorded.", page.resources),
         *_closing(page.methods, page.bibliography, versions=page.versions, settings=page.settings),
     )  # fmt: skip
     title = f"sub-{page.participant}, {page.place}" if page.place else f"sub-{page.participant}"
@@ -199,13 +222,21 @@ def render_group(page: GroupPage) -> str:
         Section("dropped", "Runs left out", "No run was left out.", _dropped(page.dropped)),
         _models(page.models),
         Section("checks", "Do the instructions matter?", "No check of the features was found.", page.checks),
-        Section("maps", "Mean maps", "No mean map was made.", _pictures(page.maps)),
+        Section("agreement", "Agreement with the study", NO_STUDY, page.agreement),
+        Section("viewer", "Maps to explore", NO_VIEWER, page.viewer),
+        Section("maps", "Mean maps", "No mean map was made.", (*_pictures(page.maps), *_of(page.figures, "maps"))),
         Section("best", "Best instruction and layer", "No map of best instructions or layers was made.",
-                _pictures(page.best_maps)),
-        Section("rois", "Regions of interest", NO_REGIONS,
-                (*page.roi_pictures, *page.roi_tables)),
-        Section("layers", "Layers", "No layer curve was made.", _pictures(page.layer_pictures)),
-        Section("comparisons", "Model against model", "No two models were compared.", page.comparisons),
+                (*_pictures(page.best_maps), *_of(page.figures, "best"), *page.choices)),
+        Section("rois", "Regions of interest", NO_REGIONS, (*_of(page.figures, "rois"), *page.roi_tables)),
+        Section("layers", "Layers", "No layer curve was made.", (*page.explorer, *_of(page.figures, "layers"))),
+        Section("comparisons", "Model against model", "No two models were compared.",
+                (*page.comparisons, *_of(page.figures, "comparisons"))),
+        Section("classes", "Classes of models", "All models are of one class, so no two classes were compared.",
+                page.classes),
+        Section("partition", "Pairs of instructions", NO_PARTITION,
+                (*_of(page.figures, "partition"), *page.partition)),
+        Section("coupling", "Instructions, features and brains", NO_COUPLING, _of(page.figures, "coupling")),
+        Section("resources", "Resource use", "No use of resources was recorded.", page.resources),
         *_closing(page.methods, page.bibliography, versions=page.versions, settings=page.settings),
     )  # fmt: skip
     return _rendered("Group", sections, page.app_version, page.created)
@@ -275,6 +306,10 @@ def _cross_validation(cv: CrossValidation | None) -> tuple[Block, ...]:
     chart = cv_chart(cv.folds, np.asarray(cv.run_of_row), cv.run_labels)
     picture = Picture(chart, alt, "Rows of each outer fold; runs side by side, as wide as they have rows.")
     return (Paragraph(cv.words), picture, cv_table(cv.folds))
+
+
+def _of(figures: Mapping[str, tuple[Block, ...]], *sections: str) -> tuple[Block, ...]:
+    return tuple(block for section in sections for block in figures.get(section, ()))
 
 
 def _pictures(groups: tuple[ModelPictures, ...]) -> tuple[Block, ...]:

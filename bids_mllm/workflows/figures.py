@@ -1,6 +1,7 @@
 """Figures on disk: the table of each, what else it needs, and its drawing as SVG and PNG."""
 
 import gzip
+import io
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -11,14 +12,23 @@ from matplotlib.figure import Figure
 
 from bids_mllm.exceptions import BidsMllmError, InputDataError
 from bids_mllm.io.files import atomic_path, read_json, read_tsv, write_json, write_tsv
+from bids_mllm.report import (  # noqa: F401 (each registers its drawers)
+    bar_figures,
+    coupling_figures,
+    layer_figures,
+    partition_figures,
+)
 from bids_mllm.report.content import Cell, Picture
 from bids_mllm.report.figures import DRAWERS, FigureData
 from bids_mllm.report.style import CHART_STYLE, png_bytes, svg_bytes
+from bids_mllm.workflows.brain_drawing import PREFIX, draw_brain
 
 #: Tables with more rows are compressed.
 PLAIN_ROWS = 20_000
-#: A page shows the PNG of figures whose SVG is larger, in bytes.
+#: A page shows figures whose SVG is larger, in bytes, as a compressed picture of so many pixels across.
 LARGE_SVG = 150_000
+PAGE_WIDTH = 1100
+PAGE_QUALITY = 75
 DPI = 150
 FIELDS = ("Kind", "Title", "AltText", "Caption", "Columns", "Options")
 
@@ -117,7 +127,21 @@ def _written(folder: Path, data: FigureData, output_dir: Path) -> Picture:
     values = (data.kind, data.title, data.alt, data.caption, columns, dict(data.options))
     write_json(base.with_name(base.name + ".json"), dict(zip(FIELDS, values, strict=True)))
     svg, png = (path.read_bytes() for path in redraw(base.with_name(base.name + ".json"), output_dir=output_dir))
-    return Picture(svg if len(svg) <= LARGE_SVG else png, data.alt, data.caption)
+    return Picture(svg if len(svg) <= LARGE_SVG else _for_page(png), data.alt, data.caption)
+
+
+def _for_page(png: bytes) -> bytes:
+    """Return a picture as WebP that is no wider than a page."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as drawn:
+        shown = drawn.convert("RGB")
+    if shown.width > PAGE_WIDTH:
+        size = PAGE_WIDTH, round(shown.height * PAGE_WIDTH / shown.width)
+        shown = shown.resize(size, Image.Resampling.LANCZOS)
+    shown.save(buffer, "WEBP", quality=PAGE_QUALITY)
+    return buffer.getvalue()
 
 
 def _write_rows(base: Path, data: FigureData) -> None:
@@ -191,6 +215,8 @@ def draw(data: FigureData, output_dir: str | Path) -> Figure:
     InputDataError
         When nothing draws figures of this kind.
     """
+    if data.kind.startswith(PREFIX):
+        return draw_brain(data, Path(output_dir))
     if data.kind not in DRAWERS:
         raise InputDataError(
             f"The figure {data.name} is of the kind {data.kind!r}, which this version cannot draw; it draws "

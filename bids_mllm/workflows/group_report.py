@@ -1,12 +1,9 @@
 """The group page, made from the outputs on disk."""
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bids_mllm import __version__
 from bids_mllm.config import Settings
@@ -15,18 +12,23 @@ from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import read_tsv, write_text
 from bids_mllm.io.results import ModelResult
 from bids_mllm.records import NATIVE_SPACES, ModelSpec
-from bids_mllm.report.charts import roi_bars, rois_of_bars
 from bids_mllm.report.conditioning import conditioning_warnings
-from bids_mllm.report.content import Picture, Table
+from bids_mllm.report.content import Table
 from bids_mllm.report.pages import GroupPage, ModelPictures, ReportedError, render_group
 from bids_mllm.report.tables import ModelCard
+from bids_mllm.workflows.agreement import agreement_blocks
 from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.comparisons import number_cell, within_participants
 from bids_mllm.workflows.facts import library_versions
+from bids_mllm.workflows.figure_tables import atlas_tables, number_of
 from bids_mllm.workflows.group import differing_places
-from bids_mllm.workflows.pictures import best_maps, layer_pictures, score_table
+from bids_mllm.workflows.group_shown import choice_tables, class_tables, partition_blocks
+from bids_mllm.workflows.page_figures import explorer_blocks, figure_blocks, group_models, without_figures
+from bids_mllm.workflows.pictures import best_maps, score_table
 from bids_mllm.workflows.reports import GROUP_WORDS, bibliography, now, settings_cells
+from bids_mllm.workflows.resources import resources_table
 from bids_mllm.workflows.run import Failure
+from bids_mllm.workflows.viewer import viewer_block
 
 SCORE_COLUMNS = ("r", "r2", "cv_r2", "r_normalized")
 
@@ -38,13 +40,12 @@ def write_group_report(
     failures: tuple[Failure, ...],
     left_out: tuple[str, ...] = (),
 ) -> Path:
-    """Write ``group.html`` from the group maps and tables; returns its path."""
+    """Write ``group.html`` and the figures from the group maps and tables; returns the path of the page."""
     of_group = group_models(results)
     checks = found_checks(settings.output_dir, list(dict.fromkeys(result.model for result in results)))
-    pictures = best_maps(of_group, who="the group")
+    pictures = best_maps(without_figures(of_group), who="the group")
     roi_tables, uncovered = _rois(settings.output_dir, of_group)
-    figures = figure_blocks(results)
-    undrawn = set() if "maps" in figures else {p.model for p in pictures}
+    viewer = viewer_block(of_group)
     page = GroupPage(
         participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
         app_version=__version__,
@@ -58,12 +59,18 @@ def write_group_report(
         participant_tables=_participant_tables(results),
         models=_cards(results),
         checks=check_blocks(settings.output_dir, checks),
+        agreement=agreement_blocks(settings, results),
+        viewer=() if viewer is None else (viewer,),
         maps=tuple(ModelPictures(p.model, p.pictures[:1]) for p in pictures),
         best_maps=tuple(ModelPictures(p.model, p.pictures[1:]) for p in pictures if len(p.pictures) > 1),
-        roi_pictures=roi_pictures,
+        figures=figure_blocks(results),
+        choices=choice_tables(of_group),
         roi_tables=roi_tables,
-        layer_pictures=layer_pictures(of_group),
+        explorer=explorer_blocks(results),
         comparisons=_comparisons(settings.output_dir, of_group),
+        classes=class_tables(of_group),
+        partition=partition_blocks(of_group),
+        resources=(resources_table(settings.output_dir),),
         methods=_methods(settings.output_dir),
         bibliography=bibliography(),
         versions=library_versions(),
@@ -72,13 +79,6 @@ def write_group_report(
     path = settings.output_dir / "group.html"
     write_text(path, render_group(page))
     return path
-
-
-def group_models(results: Sequence[ModelResult]) -> tuple[ModelResult, ...]:
-    """Return the group maps that were written for these results."""
-    keys = dict.fromkeys((result.name.of_group(), result.model) for result in results)
-    found = [ModelResult(name, model, results[0].output_dir) for name, model in keys]
-    return tuple(result for result in found if result.path("r", "best").is_file())
 
 
 def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
@@ -166,24 +166,17 @@ def _cards(results: Sequence[ModelResult]) -> tuple[ModelCard, ...]:
     return tuple(cards.values())
 
 
-def _rois(
-    output_dir: Path, of_group: Sequence[ModelResult]
-) -> tuple[tuple[Picture, ...], tuple[Table, ...], tuple[str, ...]]:
-    """Bars and a table of each atlas, and warnings of participants whose masks miss regions."""
-    pictures, tables, warnings = [], [], []
+def _rois(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[tuple[Table, ...], tuple[str, ...]]:
+    """Return a table of each atlas, and warnings of participants whose masks miss regions."""
+    tables, warnings = [], []
     for name in dict.fromkeys(result.name for result in of_group):
-        pattern = name.path(output_dir, extension=".tsv", stat="scores", atlas="*")
-        for path in sorted(pattern.parent.glob(pattern.name)):
-            match = re.search(r"_atlas-([^_]+)_", path.name)
-            atlas = match.group(1) if match else path.stem
-            rows = [_numbers(row) for row in read_tsv(path) if row["layer"] == row["condition"] == "best"]
+        for atlas, content in atlas_tables(name, output_dir, "scores"):
+            rows = [_numbers(row) for row in content if row["layer"] == row["condition"] == "best"]
             warnings += [f"{atlas}, {name.place}: {sentence}" for sentence in coverage_warnings(rows)]
             many = len({result.name for result in of_group}) > 1
             heading = f"{atlas} (films {name.task}, space {name.place})" if many else atlas
-            picture, table = _roi_block(roi_summary(rows), heading)
-            pictures.append(picture)
-            tables.append(table)
-    return tuple(pictures), tuple(tables), tuple(dict.fromkeys(warnings))
+            tables += [_mean_table(roi_summary(rows), heading), _own_table(rows, heading)]
+    return tuple(tables), tuple(dict.fromkeys(warnings))
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
@@ -191,28 +184,48 @@ def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
     return {**row, **numbers}
 
 
-def _roi_block(best: Sequence[Mapping[str, Any]], atlas: str) -> tuple[Picture, Table]:
-    models = list(dict.fromkeys(row["model"] for row in best))
-    kinds = {row["roi"]: row["kind"] for row in best}
-    rois, drawn = sorted(kinds, key=lambda roi: kinds[roi] == "area"), rois_of_bars(kinds)
-    values = {(row["model"], row["roi"]): row for row in best}
-    mean_r = np.array([[values[model, roi]["r"] for roi in drawn] for model in models])
-    alt = f"Mean over participants of the held-out r of the ROIs of {atlas}, one bar a model; numbers are in the table."
-    rows = tuple(
+def _mean_table(best: Sequence[Mapping[str, Any]], atlas: str) -> Table:
+    """Means over participants, groups and sets of areas before areas."""
+    cells = tuple(
         (
-            roi,
-            model,
-            values[model, roi]["r"],
-            values[model, roi]["r_sem"],
-            values[model, roi]["n_participants"],
-            values[model, roi]["lowest_coverage"],
+            row["roi"], row["model"], row["r"], row["r_sem"], row["r_normalized"], row["r2"], row["n_participants"],
+            row["lowest_coverage"],
         )
-        for roi in rois
-        for model in models
+        for row in sorted(best, key=lambda row: row["kind"] == "area")
+    )  # fmt: skip
+    columns = (
+        "ROI", "Model", "Mean r", "SEM over participants", "Mean r / ceiling", "Mean R2", "Participants",
+        "Lowest coverage",
+    )  # fmt: skip
+    return Table(
+        f"ROIs of {atlas}, mean over participants; condition and layer chosen inside training.", columns, cells
     )
-    columns = ("ROI", "Model", "Mean r", "SEM over participants", "Participants", "Lowest coverage")
-    caption = f"ROIs of {atlas}, condition and layer chosen inside training."
-    return Picture(roi_bars(drawn, models, mean_r), alt, f"ROIs of {atlas}."), Table(caption, columns, rows)
+
+
+def _own_table(rows: Sequence[Mapping[str, Any]], atlas: str) -> Table:
+    """Every participant in the groups and sets of areas, with the tests of the regions."""
+    tested = ("noise_ceiling", "p", "q")
+    cells = tuple(
+        (
+            row["roi"], row["model"], f"sub-{row['participant']}", row["r"], row["r_normalized"], row["r2"],
+            *(number_of(row.get(name, "n/a")) for name in tested), _count(row.get("n_voxels", "n/a")),
+            float(row["coverage"]),
+        )
+        for row in rows
+        if row["kind"] != "area"
+    )  # fmt: skip
+    columns = (
+        "ROI", "Model", "Participant", "r", "r / ceiling", "R2", "Ceiling", "p", "q", "Places", "Coverage",
+    )  # fmt: skip
+    caption = (
+        f"ROIs of {atlas} in each participant; p is Simes' combination of the permutation p of the region's voxels, q "
+        "its false discovery rate over regions and models of the participant."
+    )
+    return Table(caption, columns, cells)
+
+
+def _count(text: str) -> int | None:
+    return None if text == "n/a" else int(float(text))
 
 
 def _comparisons(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[Table, ...]:

@@ -1,12 +1,15 @@
 """Figures on disk: what is written beside each, and that the files alone give the same drawing again."""
 
 import gzip
+import io
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from bids_mllm.exceptions import InputDataError
 from bids_mllm.report.figures import DRAWERS, FigureData, drawer
@@ -95,10 +98,18 @@ def test_long_tables_are_compressed_without_a_time(
     assert not table.exists()
 
 
-def test_a_large_svg_is_shown_as_png(tmp_path: Path, bars: FigureData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_svg_is_shown_as_a_picture_of_the_width_of_a_page(
+    tmp_path: Path, bars: FigureData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(figures_module, "LARGE_SVG", 10)
+    monkeypatch.setattr(figures_module, "PAGE_WIDTH", 200)
     (picture,) = write_figures(tmp_path, [bars], output_dir=tmp_path)
-    assert picture.data.startswith(b"\x89PNG")
+    with Image.open(io.BytesIO(picture.data)) as shown, Image.open(tmp_path / "task-life_desc-bars.png") as drawn:
+        assert (shown.format, shown.width) == ("WEBP", 200)
+        assert shown.height == round(200 * drawn.height / drawn.width)
+        small = np.asarray(drawn.convert("RGB").resize(shown.size, Image.Resampling.LANCZOS), dtype=float)
+        assert np.abs(np.asarray(shown.convert("RGB"), dtype=float) - small).mean() < 8
+    assert picture.data_uri.startswith("data:image/webp;base64,")
 
 
 @pytest.mark.parametrize("damage", ["json", "tsv", "field"])

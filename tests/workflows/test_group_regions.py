@@ -21,13 +21,28 @@ def test_participants_that_miss_a_region_are_left_out_of_its_mean_and_named(tmp_
     rows = [row(p, *roi, r, 1.0) for p, r in (("01", 0.2), ("02", 0.4)) for roi in (("L_V1", "area"), ("EVC", "group"))]
     rows += [row("03", "L_V1", "area", 0.9, 0.1), row("03", "EVC", "group", 0.3, 0.9)]
     write_tsv(path, rows)
-    pictures, (table,), warnings = _rois(tmp_path, [ModelResult(name, "m", tmp_path)])
-    assert len(pictures) == 1
+    (table, of_participants), warnings = _rois(tmp_path, [ModelResult(name, "m", tmp_path)])
     # Groups come first; the third participant counts for the group and not for the area.
-    assert [(one[0], round(one[2], 3), one[4], one[5]) for one in table.rows] == [
+    assert [(one[0], round(one[2], 3), one[6], one[7]) for one in table.rows] == [
         ("EVC", 0.3, 3, 0.9),
         ("L_V1", 0.3, 2, 0.1),
     ]
     assert warnings == (
         "Glasser, fsaverage6: sub-03 takes no part in the means of L_V1 (10%), of which its mask holds less than 50%.",
     )
+    # Every participant has a row in each group; a table of an older version has no tests of regions.
+    assert [(one[0], one[2], one[3], one[7], one[8]) for one in of_participants.rows] == [
+        ("EVC", "sub-01", 0.2, None, None), ("EVC", "sub-02", 0.4, None, None), ("EVC", "sub-03", 0.3, None, None),
+    ]  # fmt: skip
+
+
+def test_tests_of_regions_stand_in_the_table_of_participants(tmp_path):
+    name = MapName(None, "life", "fsaverage6", None)
+    path = name.path(tmp_path, extension=".tsv", stat="scores", atlas="Glasser")
+    tested = {"noise_ceiling": 0.5, "n_voxels": 12, "p": 0.001, "q": 0.01}
+    write_tsv(path, [{**row("01", "EVC", "group", 0.2, 1.0), **tested}])
+    (_, table), _ = _rois(tmp_path, [ModelResult(name, "m", tmp_path)])
+    assert dict(zip(table.columns, table.rows[0], strict=True)) == {
+        "ROI": "EVC", "Model": "m", "Participant": "sub-01", "r": 0.2, "r / ceiling": 0.3, "R2": 0.1, "Ceiling": 0.5,
+        "p": 0.001, "q": 0.01, "Places": 12, "Coverage": 1.0,
+    }  # fmt: skip
