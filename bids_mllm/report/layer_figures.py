@@ -25,9 +25,11 @@ _BELOW = "#E4E7EB"
 
 @drawer(CURVES)
 def draw_layer_curves(data: FigureData) -> Figure:
-    """Draw one small panel a region: its curve with a standard error and its highest layer, the others in grey."""
+    """Draw one small panel a region: its curve with a standard error and its highest layer, on the range of all."""
     rois, layers, means = _grid(data.rows, "r")
     _, _, errors = _grid(data.rows, "r_sem")
+    known = np.ma.masked_invalid(means)
+    lowest, highest = known.min(axis=0), known.max(axis=0)
     n_columns = min(_COLUMNS, len(rois))
     n_rows = math.ceil(len(rois) / n_columns)
     figure = new_figure(WIDTH, 1.0 + _PANEL_HEIGHT * n_rows)
@@ -36,8 +38,7 @@ def draw_layer_curves(data: FigureData) -> Figure:
         if place >= len(rois):
             axes.set_visible(False)
             continue
-        for other in means:
-            axes.plot(layers, other, color=FAINT, linewidth=0.6, zorder=1)
+        axes.fill_between(layers, lowest, highest, color=_BELOW, linewidth=0, zorder=0)
         _draw_curve(axes, layers, means[place], errors[place])
         axes.set_title(wrapped(rois[place], 26), fontsize=8.5)
         if place + n_columns >= len(rois):

@@ -208,14 +208,15 @@ def _bar_caption(rows: Sequence[Mapping[str, Cell]], classes: Mapping[str, str])
     words = [f"Condition and layer chosen inside training; {who}; the line is the standard error over participants."]
     if n < 2:
         words = [f"Condition and layer chosen inside training; {who}."]
+    whom = "every" if n > 1 else "this"
     for flag, symbol in zip(FLAGS, ("star", "diamond"), strict=True):
         others = [model for model in classes if classes[model] == flag and model in shown]
         if not others:
             words.append(f"No {flag} model was scored, so no {symbol} can stand here.")
             continue
         words.append(
-            f"A {symbol} stands where, within every participant, a model of another class has the higher mean r than "
-            f"each {flag} model ({', '.join(others)}) with q of at most {LEVEL:g}."
+            f"A {symbol} stands where, within {whom} participant, a model of another class has the higher mean r "
+            f"than each {flag} model ({', '.join(others)}) with q of at most {LEVEL:g}."
         )
     if len(words) > 1 and any(classes[model] in FLAGS for model in shown):
         words.append(
@@ -243,7 +244,7 @@ def _layer_figures(name: MapName, atlas: str, rows: Rows) -> list[FigureData]:
     peaks = ", ".join(f"{roi} layer {layer} ({r:.3f})" for roi, layer, r in _peaks(means)[:12])
     kinds = {
         CURVES: ("layercurves", "Curves", f"{which}; {who}. Bands are the standard error over participants, "
-                         "rings the highest layer; grey lines are the other regions."),
+                         "rings the highest layer; grey is the range over these regions."),
         HEAT_MAP: ("layerheatmap", "Colours", f"{which}; {who}. r below 0 is grey; rings are the highest "
                            "layer of each region."),
     }  # fmt: skip
