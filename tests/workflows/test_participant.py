@@ -10,7 +10,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.stats import false_discovery_control
 
+from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import read_tsv
 from bids_mllm.io.results import find_results
 
@@ -172,6 +174,40 @@ def test_group_map_is_the_mean_and_the_table_holds_everyone(finished):
     pairs = read_tsv(next((out / "group/func").glob("*stat-modelcomparison_statmap.tsv")))
     assert len([row for row in pairs if row["roi"] == "all"]) == 2 * 3
     assert {row["roi"] for row in pairs} > {"all", "L_Occipital"}
+
+
+def test_group_tables_say_what_the_maps_hold(finished):
+    out, _ = finished
+    name = MapName(None, "life", "MNI152NLin2009cAsym")
+
+    def table(stat, atlas=None):
+        return read_tsv(name.path(out, extension=".tsv", stat=stat, atlas=atlas))
+
+    r = {(one.name.participant, one.model): one.map("r", "best")[0] for one in find_results(out)}
+    low_level = [[r[who, model] for model in ("motionenergy", "melspectrogram")] for who in ("01", "02")]
+    difference = [np.nanmean(r[who, "qwen25vltiny"]) - np.mean([np.nanmean(one) for one in own])
+                  for who, own in zip(("01", "02"), low_level, strict=True)]  # fmt: skip
+    classes = table("classcomparison")
+    (whole,) = [row for row in classes if (row["roi"], row["unit"]) == ("all", "participant")]
+    assert (whole["class_a"], whole["class_b"], whole["smallest_p"]) == ("instruction-tuned", "low-level", "0.5")
+    assert float(whole["mean_difference"]) == pytest.approx(np.mean(difference), abs=1e-5)
+    assert {row["participant"] for row in classes if row["unit"] == "run"} == {"01", "02"}
+    (result,) = [one for one in find_results(out, ["02"]) if one.model == "qwen25vltiny"]
+    predicted = r["02", "qwen25vltiny"] > 0
+    counts = [
+        int(row["count"]) for row in table("choicecounts", "planted")
+        if (row["participant"], row["model"], row["roi"], row["choice"]) == ("02", "qwen25vltiny", "all", "layer")
+    ]  # fmt: skip
+    chosen = result.map("bestlayer", None)[0][predicted]
+    np.testing.assert_array_equal(counts, [np.count_nonzero(chosen == layer) for layer in range(5)])
+    scores = [row for row in table("scores", "planted") if row["condition"] == row["layer"] == "best"]
+    assert all(float(row["p"]) <= float(row["q"]) for row in scores)
+    p = result.map("p", "best")[0]
+    (whole,) = [row for row in scores if (row["participant"], row["model"], row["roi"]) == ("02", result.model, "all")]
+    assert float(whole["p"]) == pytest.approx(false_discovery_control(p[np.isfinite(p)]).min(), rel=1e-5)
+    assert {row["instruction"] for row in table("textsamples")} == {"AR", "ESA"}
+    # Two instructions have one pair, by which nothing can be coupled.
+    assert not list((out / "group/func").glob("*stat-coupling*"))
 
 
 class Resources(HTMLParser):
