@@ -31,7 +31,7 @@ class _Checks:
 
     keys: tuple[str, ...]
     texts: Mapping[str, Mapping[str, float]]
-    pairs: tuple[Mapping[str, str], ...]
+    pairs: tuple[Mapping[str, Any], ...]
 
 
 def coupling_rows(results: Sequence[ModelResult]) -> list[dict[str, Any]]:

@@ -2,16 +2,19 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from nipype.pipeline.engine import Node, Workflow
 
 from bids_mllm import __version__
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import BidsMllmError, InputDataError, UsageError
+from bids_mllm.interfaces.check_record import check_path
 from bids_mllm.interfaces.group import SummariseCeiling, SummariseModel, SummariseTables
+from bids_mllm.interfaces.group_features import TEXTS_ENDING, TEXTS_FOLDER
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import still_written
 from bids_mllm.io.results import ModelResult, check_readable, find_results, stack_maps
@@ -149,7 +152,7 @@ def init_group_wf(settings: Settings, results: Sequence[ModelResult]) -> Workflo
             _add(workflow, Node(interface, name=f"maps_{label}_{model}"))
         if name.space not in NATIVE_SPACES:
             _add(workflow, Node(SummariseCeiling(signatures=_signatures(own), **common), name=f"ceiling_{label}"))
-        tables = SummariseTables(signatures=_signatures(own), **common)
+        tables = SummariseTables(signatures=_signatures(own) + _feature_signatures(own), **common)
         _add(workflow, Node(tables, name=f"tables_{label}"))
     return workflow
 
@@ -163,7 +166,7 @@ def _add(workflow: Workflow, node: Node) -> None:
 
 def _signatures(results: Sequence[ModelResult]) -> str:
     """Sizes and times of every map and table of these results."""
-    signatures = []
+    signatures: list[list[Any]] = []
     for result in results:
         folder = result.path("r", "best").parent
         patterns = (
@@ -172,7 +175,20 @@ def _signatures(results: Sequence[ModelResult]) -> str:
             "*_stat-modelcomparison_*",
             "*_stat-noiseceiling_*",
         )
-        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-            status = path.stat()
-            signatures.append([path.name, status.st_size, status.st_mtime_ns])
+        signatures += _stamps(path for pattern in patterns for path in folder.glob(pattern))
     return json.dumps(signatures)
+
+
+def _feature_signatures(results: Sequence[ModelResult]) -> str:
+    """Sizes and times of the checks of features and of the generated texts that tables are made of."""
+    files: list[Path] = []
+    for model in dict.fromkeys(result.model for result in results):
+        output_dir = results[0].output_dir
+        files += check_path(output_dir, model, "conditioning", "").parent.glob(f"model-{model}_*")
+        files += (output_dir / TEXTS_FOLDER / f"model-{model}").glob(f"*{TEXTS_ENDING}")
+    return json.dumps(_stamps(files))
+
+
+def _stamps(paths: Iterable[Path]) -> list[list[Any]]:
+    """Return name, size and time of files."""
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(set(paths))]
