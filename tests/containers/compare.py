@@ -4,15 +4,20 @@
 usage: compare.py OUTSIDE INSIDE [--root FOLDER] [--without NAME]
 
 OUTSIDE and INSIDE are output folders. FOLDER stands outside for `/` in the container: FOLDER/data there is /data here.
-Numbers may differ by 1e-5; all else is equal but for times, the names that runs get, and what says where the app ran:
-the container, its memory.
+Numbers may differ by 1e-5, or by as much of the larger one where that is above 1; percent by 1e-3. Pictures are drawn
+from numbers, so they are compared by their kind and size. All else is equal but for times, the names that runs get, and
+what says where the app ran and what it took: the container, its memory, seconds.
 """
 
 import argparse
+import base64
+import gzip
 import json
 import re
+import struct
 import sys
 import tomllib
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,8 +28,18 @@ import numpy as np
 from safetensors.numpy import load_file
 
 TOLERANCE = 1e-5
-#: Keys, of JSON and TOML files, whose values say where and when the app ran.
-PLACE_KEYS = {"Container", "mem_mb"}
+#: Keys, of JSON and TOML files, whose values say where and when the app ran, and what it took there.
+PLACE_KEYS = {
+    "Container", "mem_mb", "WallSeconds", "CPUSeconds", "Processes", "PeakMemoryMB", "LargestOtherProcessMB",
+    "PeakGPUMemoryMB",
+}  # fmt: skip
+PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+#: Of pages: what a run took, pictures, and what the scripts of the page read.
+RESOURCES = re.compile(r'<section id="resources".*?</section>', re.DOTALL)
+PICTURE = re.compile(r"data:image/(png|svg\+xml);base64,([A-Za-z0-9+/=]+)")
+CONTENT = re.compile(r'<script type="application/json">(.*?)</script>', re.DOTALL)
+#: Numbers packed for a page: the base64 of gzip.
+PACKED = re.compile(r"H4sI[A-Za-z0-9+/]+=*")
 TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?( UTC)?")
 RUN_ID = re.compile(r"[0-9a-f]{12}")
 
@@ -124,19 +139,27 @@ def same_tables(outside: Path, inside: Path, root: str) -> None:
     one, other = (path.read_text("utf-8").splitlines() for path in (outside, inside))
     if len(one) != len(other):
         raise DifferenceError(f"{len(one)} and {len(other)} lines")
+    # a percent is a hundred times a share
+    scales = [100.0 if name.startswith("percent") else 1.0 for name in one[0].split("\t")] if one else []
     for number, (left, right) in enumerate(zip(one, other, strict=True), start=1):
         cells, others = left.split("\t"), right.split("\t")
-        if len(cells) != len(others) or not all(map(_same_cell, cells, others)):
+        same = len(cells) == len(others) == len(scales) and all(map(_same_cell, cells, others, scales))
+        if not same:
             raise DifferenceError(f"line {number} is {left!r} and {right!r}")
 
 
-def _same_cell(one: str, other: str) -> bool:
+def _same_cell(one: str, other: str, scale: float) -> bool:
     if one == other:
         return True
     try:
-        return abs(float(one) - float(other)) <= TOLERANCE
+        return _close(float(one), float(other), scale)
     except ValueError:
         return False
+
+
+def _close(one: float, other: float, scale: float = 1.0) -> bool:
+    """Within the tolerance, which of numbers above 1 is one of their size."""
+    return abs(one - other) <= TOLERANCE * max(scale, abs(one), abs(other))
 
 
 def same_json(outside: Path, inside: Path, root: str) -> None:
@@ -169,14 +192,43 @@ def _same_value(one: Any, other: Any, root: str) -> bool:
     if isinstance(one, str) and isinstance(other, str):
         return _plain(one, root) == _plain(other, "")
     if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= TOLERANCE
+        return _close(one, other)
     return type(one) is type(other) and bool(one == other)
 
 
 def same_text(outside: Path, inside: Path, root: str) -> None:
     """Equal but for times."""
-    one = _plain(outside.read_text("utf-8"), root).splitlines()
-    other = _plain(inside.read_text("utf-8"), "").splitlines()
+    _same_lines(_plain(outside.read_text("utf-8"), root), _plain(inside.read_text("utf-8"), ""))
+
+
+def same_pages(outside: Path, inside: Path, root: str) -> None:
+    """Equal but for times and what runs took; pictures of the same size, numbers for scripts of the same length."""
+    one, other = (RESOURCES.sub("", path.read_text("utf-8")) for path in (outside, inside))
+    for number, (left, right) in enumerate(_pairs(CONTENT, one, other, "scripts"), start=1):
+        left, right = (json.loads(PACKED.sub(_unpacked_size, content[1])) for content in (left, right))
+        _same_values(left, right, root, f"script {number} of the page: ")
+    for number, (left, right) in enumerate(_pairs(PICTURE, one, other, "pictures"), start=1):
+        kinds = [(found[1], _size(base64.b64decode(found[2]))) for found in (left, right)]
+        if kinds[0] != kinds[1]:
+            raise DifferenceError(f"picture {number} of the page is {kinds[0]} and {kinds[1]}")
+    one, other = (PICTURE.sub("<picture>", CONTENT.sub("<script>", text)) for text in (one, other))
+    _same_lines(_plain(one, root), _plain(other, ""))
+
+
+def _unpacked_size(found: re.Match[str]) -> str:
+    """Return how many bytes are packed; which ones hangs on numbers that may differ a little."""
+    return f"{len(gzip.decompress(base64.b64decode(found[0])))} packed bytes"
+
+
+def _pairs(pattern: re.Pattern[str], one: str, other: str, what: str) -> list[tuple[re.Match[str], re.Match[str]]]:
+    left, right = list(pattern.finditer(one)), list(pattern.finditer(other))
+    if len(left) != len(right):
+        raise DifferenceError(f"the page has {len(left)} and {len(right)} {what}")
+    return list(zip(left, right, strict=True))
+
+
+def _same_lines(text: str, text_inside: str) -> None:
+    one, other = text.splitlines(), text_inside.splitlines()
     if len(one) != len(other):
         raise DifferenceError(f"{len(one)} and {len(other)} lines")
     for number, (left, right) in enumerate(zip(one, other, strict=True), start=1):
@@ -186,6 +238,28 @@ def same_text(outside: Path, inside: Path, root: str) -> None:
 
 def _plain(text: str, root: str) -> str:
     return TIME.sub("<time>", text.replace(root, "") if root else text)
+
+
+def same_pictures(outside: Path, inside: Path, root: str) -> None:
+    """Of the same size; the lines are drawn from numbers, which the table beside the picture holds."""
+    one, other = (_size(path.read_bytes()) for path in (outside, inside))
+    if one != other:
+        raise DifferenceError(f"the pictures are {one} and {other}")
+
+
+def _size(picture: bytes) -> str:
+    """Return the size of a PNG in pixels; of an SVG that it is one, since its box follows the text it holds."""
+    if picture.startswith(PNG_SIGNATURE):
+        if len(picture) < 24 or not picture.endswith(PNG_END):
+            raise DifferenceError("a PNG is cut off")
+        return "a PNG of {} x {} pixels".format(*struct.unpack(">II", picture[16:24]))
+    try:
+        root = ElementTree.fromstring(picture)
+    except ElementTree.ParseError as error:
+        raise DifferenceError(f"a picture is neither PNG nor SVG ({error})") from error
+    if root.tag != "{http://www.w3.org/2000/svg}svg":
+        raise DifferenceError(f"an SVG begins with {root.tag!r}")
+    return "an SVG"
 
 
 def same_bytes(outside: Path, inside: Path, root: str) -> None:
@@ -200,9 +274,11 @@ COMPARE: dict[str, Callable[[Path, Path, str], None]] = {
     ".tsv": same_tables,
     ".json": same_json,
     ".toml": same_settings,
-    ".html": same_text,
+    ".html": same_pages,
     ".md": same_text,
     ".tex": same_text,
+    ".png": same_pictures,
+    ".svg": same_pictures,
 }
 
 if __name__ == "__main__":
