@@ -299,6 +299,21 @@ def test_all_models_are_compared_over_depth_with_their_numbers(opened):
     assert rows["0.25"] == [f"{means['tiny'][1]:.3f}", "n/a"]
 
 
+def test_curves_of_the_same_colour_differ_in_their_dashes(chromium, tmp_path):
+    conditions = tuple(f"generated{number}" for number in range(14))
+    scores = [LayerScores("tiny", (0, 1, 2), conditions, {"r": RNG.uniform(0, 1, (1, 14, 3))})]
+    curves = explorer_block({"area": ["V1"]}, scores, caption="Regions.")
+    chromium.open(written(tmp_path / "many.html", curves=(curves,)))
+    shown(chromium, "#curves .explorer")
+    pens = "[...document.querySelectorAll('polyline')].map((one) => [one.getAttribute('stroke')"
+    looks = chromium.run(f"{pens}, one.getAttribute('stroke-dasharray')])")
+    assert len({colour for colour, _ in looks}) == 13
+    assert len({(colour, dashes) for colour, dashes in looks}) == 14
+    swatches = chromium.run("[...document.querySelectorAll('.swatch')].map((one) => one.style.background)")
+    assert len(set(swatches)) == 14
+    assert chromium.faults() == []
+
+
 def test_keys_change_a_choice(opened):
     before = shown(opened, "#curves .explorer")
     opened.run("document.querySelector('#curves select').focus()")

@@ -46,7 +46,7 @@ def test_codes_of_scores_are_off_by_at_most_half_a_part():
 
 def test_codes_of_names_count_from_one():
     assert name_codes(np.array([np.nan, -1.0, 0.0, 2.0, np.inf])).tolist() == [0, 0, 1, 3, 0]
-    assert len(set(name_scale("condition", [f"c{number}" for number in range(13)]).colours)) == 13
+    assert len(set(name_scale("condition", [f"c{number}" for number in range(18)]).colours)) == 18
     ordered = name_scale("layer", ["1", "2", "3"], ordered=True).colours
     assert (ordered[0], ordered[-1]) == ("#440154", "#fde725")
 

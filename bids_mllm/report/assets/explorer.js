@@ -78,11 +78,18 @@
     svg.append(shape("text", turned, labels.y));
   }
 
-  function drawCurve(svg, one, place, colour) {
+  // Beyond the number of unlike colours they repeat; the later curves are dashed.
+  function isRepeated(colours, number) {
+    return colours.indexOf(colours[number % colours.length]) < number;
+  }
+
+  function drawCurve(svg, one, place, colours) {
+    const colour = colours[one.number % colours.length];
     const known = one.x.map((x, at) => [x, one.y[at]]).filter(([, y]) => y !== null);
     const points = known.map(([x, y]) => `${place.x(x).toFixed(1)},${place.y(y).toFixed(1)}`).join(" ");
     const pen = { fill: "none", stroke: one.strong ? colour : "#c8ced6", "stroke-width": one.strong ? 2.2 : 1.2 };
-    svg.append(shape("polyline", { points, ...pen }));
+    const dashes = isRepeated(colours, one.number) ? { "stroke-dasharray": "7 4" } : {};
+    svg.append(shape("polyline", { points, ...pen, ...dashes }));
     if (one.strong) {
       known.forEach(([x, y]) => svg.append(shape("circle", { cx: place.x(x), cy: place.y(y), r: 2.6, fill: colour })));
     }
@@ -100,13 +107,15 @@
     svg.replaceChildren();
     drawAxes(svg, ranges, place, labels);
     const inOrder = [...curves].sort((one, other) => one.strong - other.strong);
-    inOrder.forEach((one) => drawCurve(svg, one, place, colours[one.number % colours.length]));
+    inOrder.forEach((one) => drawCurve(svg, one, place, colours));
   }
 
   function drawLegend(list, curves, colours) {
     const items = curves.filter((one) => one.strong).map((one) => {
       const swatch = element("span", { class: "swatch" });
-      swatch.style.background = colours[one.number % colours.length];
+      const colour = colours[one.number % colours.length];
+      const dashes = `repeating-linear-gradient(to right, ${colour} 0 4px, #fff 4px 6px)`;
+      swatch.style.background = isRepeated(colours, one.number) ? dashes : colour;
       return element("li", {}, swatch, one.name);
     });
     list.replaceChildren(...items);
