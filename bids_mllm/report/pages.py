@@ -105,9 +105,7 @@ class ParticipantPage:
     cross_validation: CrossValidation | None = None
     scores: tuple[Table, ...] = ()
     maps: tuple[ModelPictures, ...] = ()
-    roi_pictures: tuple[Picture, ...] = ()
     roi_tables: tuple[Table, ...] = ()
-    layer_pictures: tuple[ModelPictures, ...] = ()
     viewer: tuple[Block, ...] = ()
     explorer: tuple[Block, ...] = ()
     figures: Mapping[str, tuple[Block, ...]] = field(default_factory=dict)
@@ -173,9 +171,9 @@ def render_participant(page: ParticipantPage) -> str:
         Section("maps", "Maps", "No map was made.",
                 (*_pictures(page.maps), *_of(page.figures, "maps", "best", "comparisons"))),
         Section("rois", "Regions of interest", NO_REGIONS,
-                (*page.roi_pictures, *_of(page.figures, "rois"), *page.roi_tables)),
+                (*_of(page.figures, "rois"), *page.roi_tables)),
         Section("layers", "Layers", "No layer curve was made.",
-                (*page.explorer, *_pictures(page.layer_pictures), *_of(page.figures, "layers"))),
+                (*page.explorer, *_of(page.figures, "layers"))),
         Section("partition", "Pairs of instructions", NO_PARTITION, _of(page.figures, "partition")),
         Section("coupling", "Instructions, features and brains", NO_COUPLING, _of(page.figures, "coupling")),
         Section("resources", "Resource use", "No use of resources was recorded.", page.resources),

@@ -1,12 +1,13 @@
 """Charts of the models, the layers and the choices in each region, gathered from the tables on disk."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bids_mllm.group.tables import MIN_COVERAGE, roi_summary
 from bids_mllm.io.derivatives import MapName
-from bids_mllm.io.results import ModelResult
+from bids_mllm.io.files import read_tsv
+from bids_mllm.io.results import ModelResult, table_paths
 from bids_mllm.report.bar_figures import BARS, CHOICES, CLASS_STYLES, FLAGS
 from bids_mllm.report.content import Cell
 from bids_mllm.report.figures import FigureData
@@ -302,18 +303,26 @@ def _peaks(rows: Sequence[Mapping[str, Cell]]) -> list[tuple[str, int, float]]:
 
 
 def choice_figures(results: Sequence[ModelResult], *, participant: str | None = None) -> list[FigureData]:
-    """Return stacked bars of how often each condition and layer was chosen in each region, from the group's tables.
+    """Return stacked bars of how often each condition and layer was chosen in each region.
 
-    Parameters as of `chart_figures`.
+    From the tables of the group, or of the participant. Parameters as of `chart_figures`.
     """
     figures: list[FigureData] = []
     for name, own in by_name(results, participant).items():
-        for atlas, rows in atlas_tables(name.of_group(), own[0].output_dir, "choicecounts"):
-            rows = [row for row in rows if participant in (None, row["participant"])]
+        of_group = participant is None
+        tables = atlas_tables(name, own[0].output_dir, "choicecounts") if of_group else _own_choices(own)
+        for atlas, rows in tables:
             for model, choice in dict.fromkeys((row["model"], row["choice"]) for row in rows):
                 of_model = [row for row in rows if (row["model"], row["choice"]) == (model, choice)]
                 figures += _choice_figure(name, atlas, model, choice, of_model)
     return figures
+
+
+def _own_choices(results: Sequence[ModelResult]) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield the atlas and the rows of all models of one participant."""
+    paths = [table_paths(result, "choicecounts") for result in results]
+    for atlas in dict.fromkeys(atlas for own in paths for atlas in own):
+        yield atlas, [row for own in paths if atlas in own for row in read_tsv(own[atlas])]
 
 
 def _choice_figure(

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bids_mllm.io.atlas import AtlasFiles
 from bids_mllm.io.files import iter_tsv
 from bids_mllm.io.results import ModelResult, table_paths
 from bids_mllm.report.content import Block, Bullets, Heading, Paragraph
@@ -43,7 +44,9 @@ def figures_folder(output_dir: Path, participant: str | None) -> Path:
     return output_dir / (f"sub-{participant}" if participant else "group") / "figures"
 
 
-def figure_blocks(results: Sequence[ModelResult], *, participant: str | None = None) -> Mapping[str, tuple[Block, ...]]:
+def figure_blocks(
+    results: Sequence[ModelResult], *, participant: str | None = None, atlases: Sequence[AtlasFiles] = ()
+) -> Mapping[str, tuple[Block, ...]]:
     """Write every figure that the outputs allow, and return what each section of the page shows of them.
 
     Parameters
@@ -52,6 +55,8 @@ def figure_blocks(results: Sequence[ModelResult], *, participant: str | None = N
         What participants finished, of one participant for its own page.
     participant
         Label of the one whose page it is; None for the page of the group.
+    atlases
+        Whose regions are shown.
 
     Returns
     -------
@@ -62,17 +67,18 @@ def figure_blocks(results: Sequence[ModelResult], *, participant: str | None = N
         return {}
     output_dir = results[0].output_dir
     found = [
-        *brain_figures(output_dir, results if participant else group_models(results)),
+        *brain_figures(output_dir, results if participant else group_models(results), atlases=atlases),
         *chart_figures(results, participant=participant),
     ]
     pictures = write_figures(figures_folder(output_dir, participant), found, output_dir=output_dir)
+    places = _places_by_entities(results, participant)
     shown: dict[str, list[Block]] = defaultdict(list)
     not_shown: dict[str, list[str]] = defaultdict(list)
     left = PAGE_BYTES
     for data, picture in zip(found, pictures, strict=True):
         left -= len(picture.data)
         if left >= 0:
-            shown[section_of(data)] += [Heading(data.title), picture]
+            shown[section_of(data)] += [Heading(data.title + _place_words(data.name, places)), picture]
         else:
             not_shown[section_of(data)].append(f"{data.title}: {data.name}.png")
     for section, names in not_shown.items():
@@ -80,6 +86,27 @@ def figure_blocks(results: Sequence[ModelResult], *, participant: str | None = N
         shown[section] += [Paragraph(f"The page would grow too large with these; they are in {where}:"),
                            Bullets(tuple(names))]  # fmt: skip
     return {section: tuple(blocks) for section, blocks in shown.items()}
+
+
+def _places_by_entities(results: Sequence[ModelResult], participant: str | None) -> Mapping[frozenset[str], str]:
+    """Return films and space in words by their entities in file names; none where all results have the same."""
+    names = dict.fromkeys(result.name if participant else result.name.of_group() for result in results)
+    if len(names) < 2:
+        return {}
+    return {
+        _entities(name.path(Path(), suffix="", extension="").name): f" (films {name.task}, space {name.place})"
+        for name in names
+    }
+
+
+def _entities(stem: str) -> frozenset[str]:
+    return frozenset(stem.split("_")) - {""}
+
+
+def _place_words(stem: str, places: Mapping[frozenset[str], str]) -> str:
+    """Return the words of the place that shares most entities with the name of a figure, all of its own among them."""
+    found = [entities for entities in places if entities <= _entities(stem)]
+    return places[max(found, key=len)] if found else ""
 
 
 def group_models(results: Sequence[ModelResult]) -> tuple[ModelResult, ...]:

@@ -2,13 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from bids_mllm.io.results import ModelResult, roi_tables
+from bids_mllm.io.files import read_tsv
+from bids_mllm.io.results import ModelResult, table_paths
 from bids_mllm.records import FloatArray
-from bids_mllm.report.charts import layer_curves, layer_heat_map, roi_bars, rois_of_bars
 from bids_mllm.report.content import Picture, Table
 from bids_mllm.report.pages import ModelPictures
 from bids_mllm.report.tables import roi_table
@@ -126,73 +125,26 @@ def _mean_or_none(result: ModelResult, stat: str) -> float | None:
     return float(np.nanmean(values)) if np.isfinite(values).any() else None
 
 
-def roi_content(results: Sequence[ModelResult]) -> tuple[tuple[Picture, ...], tuple[Table, ...]]:
-    """Return bars and a table for each atlas, of each model's nested choice."""
+def region_tables(results: Sequence[ModelResult]) -> tuple[Table, ...]:
+    """Return a table for each atlas of each model's nested choice."""
     by_atlas: dict[str, dict[str, list[dict[str, str]]]] = defaultdict(dict)
     for result in results:
-        for atlas, rows in roi_tables(result).items():
-            by_atlas[atlas][result.model] = [r for r in rows if r["condition"] == "best" and r["layer"] == "best"]
-    pictures, tables = [], []
+        for atlas, path in table_paths(result, "scores").items():
+            by_atlas[atlas][result.model] = read_tsv(path, lambda row: row["condition"] == row["layer"] == "best")
+    tables = []
     for atlas, of_model in by_atlas.items():
-        models = list(of_model)
         kinds = {row["roi"]: row["kind"] for rows in of_model.values() for row in rows}
         rois = sorted(kinds, key=lambda roi: kinds[roi] == "area")
-        drawn = rois_of_bars(kinds)
         mean_r = np.array([[_value(rows, roi, "r") for roi in rois] for rows in of_model.values()])
         of_any = [row for rows in of_model.values() for row in rows]
         voxels = [int(_value(of_any, roi, "n_voxels")) for roi in rois]
-        words = f"Mean held-out r of the ROIs of {atlas}, one bar a model; the table below gives the numbers."
-        bars = roi_bars(drawn, models, mean_r[:, [rois.index(roi) for roi in drawn]])
-        pictures.append(Picture(bars, words, f"ROIs of {atlas}."))
         caption = f"Mean r of each ROI of {atlas}."
-        tables.append(roi_table(rois, models, mean_r, n_voxels=voxels, units=units_of(results), caption=caption))
-    return tuple(pictures), tuple(tables)
+        tables.append(
+            roi_table(rois, list(of_model), mean_r, n_voxels=voxels, units=units_of(results), caption=caption)
+        )
+    return tuple(tables)
 
 
 def _value(rows: Sequence[dict[str, str]], roi: str, column: str) -> float:
     text = next((row[column] for row in rows if row["roi"] == roi), "n/a")
     return float("nan") if text == "n/a" else float(text)
-
-
-def layer_pictures(results: Sequence[ModelResult]) -> tuple[ModelPictures, ...]:
-    """Return, for models with several layers, curves and a heat map over the voxels that the model predicts."""
-    pictures = []
-    for result in results:
-        sidecar = result.sidecar()
-        layers, conditions = sidecar["Layers"], sidecar["Conditions"]
-        if len(layers) < 2:
-            continue
-        chosen = _top_tenth(result.map("cvr2", "best")[0])
-        means = np.array([_layer_means(result, condition, chosen) for condition in conditions])
-        note = f"mean over the tenth of {result.name.units} that the model predicts best inside training"
-        curves = {name: means[number] for number, name in enumerate(conditions)}
-        own = (
-            Picture(
-                layer_curves(layers, curves, title=result.model),
-                f"Mean held-out r against the layer of {result.model}, one line a condition.",
-                f"Held-out r by layer; {note}.",
-            ),
-            Picture(
-                layer_heat_map(conditions, layers, means, title=result.model),
-                f"Mean held-out r of {result.model} by condition and layer, as colours.",
-                f"Held-out r by condition and layer; {note}.",
-            ),
-        )
-        pictures.append(ModelPictures(result.heading(results), own))
-    return tuple(pictures)
-
-
-def _top_tenth(best: FloatArray) -> Any:
-    finite = np.isfinite(best)
-    threshold = np.percentile(best[finite], 90) if finite.any() else np.inf
-    return finite & (np.nan_to_num(best, nan=-np.inf) >= threshold)
-
-
-def _layer_means(result: ModelResult, condition: str, chosen: Any) -> FloatArray:
-    values = np.atleast_2d(result.map("r", condition)[0])[:, chosen]
-    finite = np.isfinite(values)
-    total = np.where(finite, values, 0).sum(axis=1)
-    count = finite.sum(axis=1)
-    means: FloatArray = np.full(total.shape, np.nan, dtype=float)
-    np.divide(total, count, out=means, where=count > 0)
-    return means

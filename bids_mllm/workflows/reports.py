@@ -32,17 +32,15 @@ from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.clock import found_clock
 from bids_mllm.workflows.comparisons import comparison_tables
 from bids_mllm.workflows.facts import cv_words, library_versions, output_task
+from bids_mllm.workflows.page_figures import explorer_blocks, figure_blocks, without_figures
 from bids_mllm.workflows.page_files import page_path, remove_session_pages, session_page_path
-from bids_mllm.workflows.pictures import (
-    best_maps,
-    layer_pictures,
-    roi_content,
-    score_table,
-)
+from bids_mllm.workflows.pictures import best_maps, region_tables, score_table
 from bids_mllm.workflows.plan import StudyPlan
 from bids_mllm.workflows.readouts import read_out
+from bids_mllm.workflows.resources import resources_table
 from bids_mllm.workflows.run import Failure
 from bids_mllm.workflows.statistics import ceiling_method, cv_options
+from bids_mllm.workflows.viewer import viewer_block
 
 
 def bibliography() -> str:
@@ -230,7 +228,8 @@ def write_participant_report(
     results = [result for result in found if _planned(plan, design, result)]
     checks = found_checks(plan.settings.output_dir, [model.key for model in plan.models])
     rows = make_rows(design, delays=plan.settings.delays, cv=cv_options(plan.settings, design.participant))
-    pictures, tables = roi_content(results)
+    viewer = viewer_block(results)
+    atlases = plan.atlases.get((design.participant, design.place), ())
     clock = found_clock(plan.settings.output_dir, design)
     page = ParticipantPage(
         participant=design.participant,
@@ -257,10 +256,12 @@ def write_participant_report(
             _sentence(cv_words(design, plan.settings)) + _scored_words(rows.folds),
         ),
         scores=(score_table(results), *comparison_tables(results)) if results else (),
-        maps=best_maps(results),
-        roi_pictures=pictures,
-        roi_tables=tables,
-        layer_pictures=layer_pictures(results),
+        viewer=() if viewer is None else (viewer,),
+        maps=best_maps(without_figures(results)),
+        figures=figure_blocks(results, participant=design.participant, atlases=atlases),
+        roi_tables=region_tables(results),
+        explorer=explorer_blocks(results),
+        resources=(resources_table(plan.settings.output_dir, design.participant),),
         methods=methods_text(methods_facts(plan, [design])),
         bibliography=bibliography(),
         versions=library_versions(),

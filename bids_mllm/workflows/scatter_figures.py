@@ -47,7 +47,8 @@ def coupling_figures(results: Sequence[ModelResult], *, participant: str | None 
     results
         What participants finished.
     participant
-        Label of the one whose figures are wanted; None for those of the group.
+        Label of the one whose figures are wanted; None for those of the group, which alone has a table of instructions
+        against brain scores.
     """
     figures: list[FigureData] = []
     for name, own in by_name(results, participant).items():
@@ -58,8 +59,7 @@ def coupling_figures(results: Sequence[ModelResult], *, participant: str | None 
                 continue
             figures += _text_figure(name, checks, output_dir)
             figures += _brain_figures(name, checks, of_model)
-        for _, rows in atlas_tables(name.of_group(), own[0].output_dir, "coupling"):
-            rows = [row for row in rows if participant in (None, row["participant"])]
+        for _, rows in atlas_tables(name, own[0].output_dir, "coupling") if participant is None else ():
             for model in dict.fromkeys(row["model"] for row in rows):
                 figures += _instruction_figure(name, model, [row for row in rows if row["model"] == model])
     return figures

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from bids_mllm.io.meshes import find_meshes
-from bids_mllm.report.charts import roi_bars
 from bids_mllm.report.content import Picture, Section, Table
 from bids_mllm.report.explorer import LayerScores, explorer_block
 from bids_mllm.report.pages import _rendered
+from bids_mllm.report.style import new_figure, svg_bytes
 from bids_mllm.report.viewer import (
     ViewerMap,
     VolumePlace,
@@ -26,7 +26,7 @@ from .browser import PROGRAM, browser
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 
 NAMES = ("action", "narrative")
-STILL = Picture(roi_bars(["EVC"], ["tiny"], np.array([[0.1]])), "Bars of r", "Held-out r.")
+STILL = Picture(svg_bytes(new_figure(2, 1)), "Bars of r", "Held-out r.")
 #: Voxels of 4 mm from -80, -112 and -60 mm.
 AFFINE, SHAPE = np.array([[4.0, 0, 0, -80], [0, 4, 0, -112], [0, 0, 4, -60], [0, 0, 0, 1]]), (41, 49, 39)
 RNG = np.random.default_rng(7)

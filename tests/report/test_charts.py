@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from bids_mllm.records import Fold, Showing
-from bids_mllm.report.charts import layer_curves, layer_heat_map, roi_bars, rois_of_bars
 from bids_mllm.report.design_charts import (
     alignment_chart,
     constant_stretches,
@@ -16,7 +15,7 @@ from bids_mllm.report.design_charts import (
     fold_roles,
     showing_extent,
 )
-from bids_mllm.report.style import BOLD, FILM, MASKED, PALETTE, TEST, TRAIN, UNUSED, distinct_colours
+from bids_mllm.report.style import BOLD, FILM, MASKED, TEST, TRAIN, UNUSED, distinct_colours
 
 from .samples import make_folds, make_run, make_windows
 
@@ -94,58 +93,6 @@ def test_cv_chart_names_folds_runs_roles_and_counts_inner_folds() -> None:
     assert found.count("2") == 3
     for colour in (TRAIN, TEST, UNUSED):
         assert colour.lower() in svg.decode().lower()
-
-
-def test_roi_bars_show_every_roi_and_model_in_their_own_colour() -> None:
-    mean_r = np.array([[0.2, 0.1], [0.05, np.nan]])
-    svg = roi_bars(["EVC", "AC"], ["qwen25vl7b", "motionenergy"], mean_r)
-    assert {"EVC", "AC", "qwen25vl7b", "motionenergy", "mean r"} <= set(texts(svg))
-    long, short = (max(widths_of_colour(svg, colour)) for colour in PALETTE[:2])
-    assert long / short == pytest.approx(4.0, rel=1e-3)
-
-
-def test_roi_bars_keep_the_highest_and_say_so() -> None:
-    mean_r = np.array([[0.1, 0.3, np.nan, 0.2]])
-    found = texts(roi_bars(["a0", "b1", "c2", "d3"], ["m"], mean_r, max_rois=2))
-    assert "The 2 of 4 ROIs with the highest mean" in found
-    assert {"b1", "d3"} <= set(found)
-    assert not {"a0", "c2"} & set(found)
-
-
-def test_of_many_areas_only_groups_are_drawn_where_there_are_any() -> None:
-    areas = {f"A{number}": "area" for number in range(5)}
-    groups = {"EVC": "group", "visual": "set"}
-    assert rois_of_bars(areas | groups, max_rois=4) == ("EVC", "visual")
-    assert rois_of_bars(areas | groups, max_rois=5) == (*areas, *groups)
-    assert rois_of_bars(areas, max_rois=4) == tuple(areas)
-    whole = {"all": "all"}
-    assert rois_of_bars(whole | areas, max_rois=4) == ("all", *areas)
-    assert rois_of_bars(whole | areas | groups, max_rois=4) == ("all", "EVC", "visual")
-
-
-def test_roi_bars_refuse_another_shape() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 3\), but 1 models x 2 ROIs"):
-        roi_bars(["a", "b"], ["m"], np.zeros((1, 3)))
-
-
-def test_layer_curves_name_conditions_and_take_names_literally() -> None:
-    curves = {"generatedAR": np.linspace(0, 0.2, 5), "cost $5 and $6": np.full(5, np.nan)}
-    found = texts(layer_curves(range(5), curves, title="qwen25vl7b"))
-    assert {"generatedAR", "cost $5 and $6", "qwen25vl7b", "layer (0 = embedding)"} <= set(found)
-
-
-def test_layer_heat_map_names_rows_and_thins_layers() -> None:
-    mean_r = np.random.default_rng(0).random((2, 29))
-    mean_r[0, 3] = np.nan
-    found = texts(layer_heat_map(["generatedAR", "generatedNU"], range(29), mean_r))
-    assert {"generatedAR", "generatedNU", "0", "28"} <= set(found)
-    assert "27" not in found
-    assert texts(layer_heat_map(["a"], [4, 8], np.full((1, 2), np.nan)))
-
-
-def test_charts_are_the_same_bytes_each_time() -> None:
-    curves = {"media": np.linspace(0, 0.2, 5)}
-    assert layer_curves(range(5), curves) == layer_curves(range(5), curves)
 
 
 @pytest.mark.parametrize("n_colours", [1, 8, 9, 13])

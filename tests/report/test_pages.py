@@ -11,7 +11,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bids_mllm.report.charts import roi_bars
 from bids_mllm.report.content import Picture, Table, cell_text
 from bids_mllm.report.maps import score_map
 from bids_mllm.report.methods import methods_text
@@ -24,6 +23,7 @@ from bids_mllm.report.pages import (
     render_group,
     render_participant,
 )
+from bids_mllm.report.style import new_figure, svg_bytes
 from bids_mllm.report.tables import ModelCard, alignment_table, comparison_table, roi_table
 
 from .samples import (
@@ -105,7 +105,7 @@ def participant_page(**changes: object) -> ParticipantPage:
             folds, tuple(run_of_row), tuple(r.label for r in runs), "In turn."
         ),
         "maps": (ModelPictures(QWEN.key, (Picture(score_map(blob_image((-40, -60, 0))), "Map of r"),)),),
-        "roi_pictures": (Picture(roi_bars(["EVC", "AC"], names, mean_r), "Bars of r"),),
+        "figures": {"rois": (Picture(svg_bytes(new_figure(2, 1)), "Bars of r"),)},
         "roi_tables": (roi_table(["EVC", "AC"], names, mean_r, n_voxels=[10, 20]),),
         "methods": methods_text(make_facts()), "bibliography": BIBLIOGRAPHY,
         "versions": {"torch": "2.13.0"}, "settings": {"delays": "1 2 3"},

@@ -95,12 +95,16 @@ class Outputs:
                 write_tsv(result.path("partition", None, extension=".tsv"), rows)
 
     def choices(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the group's table of choices."""
+        """Write the tables of choices of the group and of each participant."""
         path = self.results[0].name.of_group().path(
             self.folder, extension=".tsv", stat="choicecounts", atlas="planted"
         )  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tsv(path, [dict(row) for row in rows])
+        for result in self.results:
+            whose = (result.name.participant, result.model)
+            own = [dict(row) for row in rows if (row["participant"], row["model"]) == whose]
+            write_tsv(result.path("choicecounts", None, extension=".tsv", atlas="planted"), own)
 
     def checks(
         self, model: str, texts: Mapping[str, Sequence[Sequence[float]]], keys: Sequence[str],

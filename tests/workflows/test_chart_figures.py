@@ -215,6 +215,9 @@ def test_choices_hold_mean_shares_and_layers_in_their_order(tmp_path: Path) -> N
     ]  # fmt: skip
     assert [row["value"] for row in layers.rows] == ["2", "10"]
     assert "generatedAR 88 %" in conditions.alt
+    # The page of a participant needs no group.
+    outputs.results[0].name.of_group().path(tmp_path, extension=".tsv", stat="choicecounts", atlas="planted").unlink()
+    assert choice_figures(outputs.results) == []
     (of_one,) = (figure for figure in choice_figures(outputs.results, participant="01") if "condition" in figure.name)
     assert of_one.rows[0]["share"] == pytest.approx(0.75)
 
