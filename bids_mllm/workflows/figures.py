@@ -2,7 +2,7 @@
 
 import gzip
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ LARGE_SVG = 150_000
 PAGE_WIDTH = 1100
 PAGE_QUALITY = 75
 DPI = 150
+EXTENSIONS = (".tsv.gz", ".tsv", ".svg", ".png", ".json")
 FIELDS = ("Kind", "Title", "AltText", "Caption", "Columns", "Options")
 
 
@@ -110,10 +111,26 @@ def read_figure(path: str | Path) -> FigureData:
     return FigureData(kind, base.name, title, alt, caption, rows, options)
 
 
+def remove_other_figures(folder: Path, *, kept: Set[str]) -> None:
+    """Remove the figures of a folder that have other names than those kept; files that are no figure's stay.
+
+    Parameters
+    ----------
+    folder
+        As of `write_figures`.
+    kept
+        Names of figures.
+    """
+    for described in sorted(folder.glob("*.json")):
+        if described.stem not in kept and "AltText" in read_json(described):
+            for extension in EXTENSIONS:
+                described.with_name(described.stem + extension).unlink(missing_ok=True)
+
+
 def _base(path: Path) -> Path:
     """Path of a figure without the extension."""
     name = path.name
-    for extension in (".tsv.gz", ".tsv", ".json", ".svg", ".png"):
+    for extension in EXTENSIONS:
         if name.endswith(extension):
             return path.with_name(name.removesuffix(extension))
     raise InputDataError(f"{path} is no file of a figure; give its .tsv, .tsv.gz, .json, .svg or .png.")

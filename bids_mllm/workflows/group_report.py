@@ -44,7 +44,7 @@ def write_group_report(
     of_group = group_models(results)
     checks = found_checks(settings.output_dir, list(dict.fromkeys(result.model for result in results)))
     pictures = best_maps(without_figures(of_group), who="the group")
-    roi_tables, uncovered = _rois(settings.output_dir, of_group)
+    roi_tables, uncovered = _rois(settings.output_dir, results)
     viewer = viewer_block(of_group)
     page = GroupPage(
         participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
@@ -64,12 +64,12 @@ def write_group_report(
         maps=tuple(ModelPictures(p.model, p.pictures[:1]) for p in pictures),
         best_maps=tuple(ModelPictures(p.model, p.pictures[1:]) for p in pictures if len(p.pictures) > 1),
         figures=figure_blocks(results),
-        choices=choice_tables(of_group),
+        choices=choice_tables(results),
         roi_tables=roi_tables,
         explorer=explorer_blocks(results),
-        comparisons=_comparisons(settings.output_dir, of_group),
-        classes=class_tables(of_group),
-        partition=partition_blocks(of_group),
+        comparisons=_comparisons(settings.output_dir, results),
+        classes=class_tables(results),
+        partition=partition_blocks(results),
         resources=(resources_table(settings.output_dir),),
         methods=_methods(settings.output_dir),
         bibliography=bibliography(),
@@ -166,14 +166,14 @@ def _cards(results: Sequence[ModelResult]) -> tuple[ModelCard, ...]:
     return tuple(cards.values())
 
 
-def _rois(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[tuple[Table, ...], tuple[str, ...]]:
+def _rois(output_dir: Path, results: Sequence[ModelResult]) -> tuple[tuple[Table, ...], tuple[str, ...]]:
     """Return a table of each atlas, and warnings of participants whose masks miss regions."""
     tables, warnings = [], []
-    for name in dict.fromkeys(result.name for result in of_group):
+    for name in dict.fromkeys(result.name.of_group() for result in results):
         for atlas, content in atlas_tables(name, output_dir, "scores"):
             rows = [_numbers(row) for row in content if row["layer"] == row["condition"] == "best"]
             warnings += [f"{atlas}, {name.place}: {sentence}" for sentence in coverage_warnings(rows)]
-            many = len({result.name for result in of_group}) > 1
+            many = len({result.name.of_group() for result in results}) > 1
             heading = f"{atlas} (films {name.task}, space {name.place})" if many else atlas
             tables += [_mean_table(roi_summary(rows), heading), _own_table(rows, heading)]
     return tuple(tables), tuple(dict.fromkeys(warnings))
@@ -228,9 +228,9 @@ def _count(text: str) -> int | None:
     return None if text == "n/a" else int(float(text))
 
 
-def _comparisons(output_dir: Path, of_group: Sequence[ModelResult]) -> tuple[Table, ...]:
+def _comparisons(output_dir: Path, results: Sequence[ModelResult]) -> tuple[Table, ...]:
     tables = []
-    for name in dict.fromkeys(result.name for result in of_group):
+    for name in dict.fromkeys(result.name.of_group() for result in results):
         tables += [*within_participants(output_dir, name), *_over(output_dir, name)]
     return tuple(tables)
 

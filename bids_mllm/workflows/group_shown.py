@@ -13,17 +13,17 @@ SHOWN_KINDS = ("all", "set")
 N_CHOICES = 3
 
 
-def class_tables(of_group: Sequence[ModelResult]) -> tuple[Table, ...]:
+def class_tables(results: Sequence[ModelResult]) -> tuple[Table, ...]:
     """Return classes of models against each other: over participants, and over the runs of each participant.
 
     Parameters
     ----------
-    of_group
-        Maps of the group.
+    results
+        What participants finished.
     """
     tables = []
-    for name in dict.fromkeys(result.name for result in of_group):
-        for _, rows in atlas_tables(name, of_group[0].output_dir, "classcomparison"):
+    for name in dict.fromkeys(result.name.of_group() for result in results):
+        for _, rows in atlas_tables(name, results[0].output_dir, "classcomparison"):
             over = [row for row in rows if row["unit"] == "participant"]
             within = [row for row in rows if row["unit"] != "participant"]
             if over:
@@ -67,18 +67,18 @@ def _within(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[Cell, ...], ...]:
     )  # fmt: skip
 
 
-def partition_blocks(of_group: Sequence[ModelResult]) -> tuple[Block, ...]:
+def partition_blocks(results: Sequence[ModelResult]) -> tuple[Block, ...]:
     """Return what pairs of instructions explain alone and together, in all places and in sets of regions.
 
     Parameters
     ----------
-    of_group
-        Maps of the group.
+    results
+        What participants finished.
     """
     blocks: list[Block] = []
     parts = ("unique_a", "unique_b", "shared", "joint", "shared_percent")
-    for name in dict.fromkeys(result.name for result in of_group):
-        for _, rows in atlas_tables(name, of_group[0].output_dir, "partition"):
+    for name in dict.fromkeys(result.name.of_group() for result in results):
+        for _, rows in atlas_tables(name, results[0].output_dir, "partition"):
             shown = [row for row in rows if row["kind"] in SHOWN_KINDS]
             for measure in dict.fromkeys(row["measure"] for row in shown):
                 cells = tuple(
@@ -98,17 +98,17 @@ def partition_blocks(of_group: Sequence[ModelResult]) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def choice_tables(of_group: Sequence[ModelResult]) -> tuple[Table, ...]:
+def choice_tables(results: Sequence[ModelResult]) -> tuple[Table, ...]:
     """Return the conditions and layers that most voxels of a region prefer, counted over participants.
 
     Parameters
     ----------
-    of_group
-        Maps of the group.
+    results
+        What participants finished.
     """
     tables = []
-    for name in dict.fromkeys(result.name for result in of_group):
-        for atlas, rows in atlas_tables(name, of_group[0].output_dir, "choicecounts"):
+    for name in dict.fromkeys(result.name.of_group() for result in results):
+        for atlas, rows in atlas_tables(name, results[0].output_dir, "choicecounts"):
             for choice in ("condition", "layer"):
                 cells = _most_chosen([row for row in rows if row["choice"] == choice and row["kind"] != "area"])
                 if cells:

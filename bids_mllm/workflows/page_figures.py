@@ -4,15 +4,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bids_mllm.group.tables import MIN_COVERAGE
 from bids_mllm.io.atlas import AtlasFiles
 from bids_mllm.io.files import iter_tsv
 from bids_mllm.io.results import ModelResult, table_paths
-from bids_mllm.report.content import Block, Bullets, Heading, Paragraph
+from bids_mllm.report.content import Block, Bullets, Heading, Paragraph, Picture
 from bids_mllm.report.figures import FigureData
-from bids_mllm.workflows.brain_drawing import views_of
+from bids_mllm.workflows.brain_drawing import PREFIX, views_of
 from bids_mllm.workflows.brain_figures import brain_figures
 from bids_mllm.workflows.chart_figures import chart_figures
-from bids_mllm.workflows.figures import write_figures
+from bids_mllm.workflows.figures import remove_other_figures, write_figures
 from bids_mllm.workflows.viewer import explorer_block
 
 #: In which section of a page figures of a kind stand.
@@ -70,22 +71,38 @@ def figure_blocks(
         *brain_figures(output_dir, results if participant else group_models(results), atlases=atlases),
         *chart_figures(results, participant=participant),
     ]
-    pictures = write_figures(figures_folder(output_dir, participant), found, output_dir=output_dir)
+    folder = figures_folder(output_dir, participant)
+    pictures = write_figures(folder, found, output_dir=output_dir)
+    if participant is None:
+        # Those of a participant may be of another call, with other models or in another space.
+        remove_other_figures(folder, kept={data.name for data in found})
+    on_page = _fitting(found, pictures)
     places = _places_by_entities(results, participant)
     shown: dict[str, list[Block]] = defaultdict(list)
     not_shown: dict[str, list[str]] = defaultdict(list)
-    left = PAGE_BYTES
     for data, picture in zip(found, pictures, strict=True):
-        left -= len(picture.data)
-        if left >= 0:
-            shown[section_of(data)] += [Heading(data.title + _place_words(data.name, places)), picture]
+        title = data.title + _place_words(data.name, places)
+        if data.name in on_page:
+            shown[section_of(data)] += [Heading(title), picture]
         else:
-            not_shown[section_of(data)].append(f"{data.title}: {data.name}.png")
+            not_shown[section_of(data)].append(f"{title}: {data.name}.png")
     for section, names in not_shown.items():
-        where = figures_folder(output_dir, participant).relative_to(output_dir)
-        shown[section] += [Paragraph(f"The page would grow too large with these; they are in {where}:"),
-                           Bullets(tuple(names))]  # fmt: skip
+        where = folder.relative_to(output_dir)
+        shown[section] += [
+            Paragraph(f"The page would grow too large with these; they are in {where}:"),
+            Bullets(tuple(names)),
+        ]
     return {section: tuple(blocks) for section, blocks in shown.items()}
+
+
+def _fitting(found: Sequence[FigureData], pictures: Sequence[Picture]) -> set[str]:
+    """Return the names of the figures that a page has room for: charts, which are small, before brain maps."""
+    left, names = PAGE_BYTES, set()
+    for data, picture in sorted(zip(found, pictures, strict=True), key=lambda pair: pair[0].kind.startswith(PREFIX)):
+        if len(picture.data) <= left:
+            left -= len(picture.data)
+            names.add(data.name)
+    return names
 
 
 def _places_by_entities(results: Sequence[ModelResult], participant: str | None) -> Mapping[frozenset[str], str]:
@@ -140,11 +157,11 @@ def explorer_blocks(results: Sequence[ModelResult]) -> tuple[Block, ...]:
 
 
 def _averaged(paths: Sequence[Path]) -> Iterator[dict[str, str]]:
-    """Yield the rows of the layers of several tables, averaged over participants, so that few are held at a time."""
+    """Yield the rows of the layers of several tables, averaged over the participants who have the region."""
     sums: dict[tuple[str, ...], list[float]] = defaultdict(lambda: [0.0, 0.0] * len(_MEASURES))
     for path in paths:
         for row in iter_tsv(path):
-            if row["layer"] == "best":
+            if row["layer"] == "best" or float(row["coverage"]) < MIN_COVERAGE:
                 continue
             own = sums[tuple(row[key] for key in _KEYS)]
             for place, measure in enumerate(_MEASURES):

@@ -189,7 +189,13 @@ GROUP_WORDS = (
     "with the highest training-internal R2 on average over participants. Models were compared over participants by "
     "exact Wilcoxon signed-rank and sign-flip tests of each participant's mean difference, two-sided; with few "
     "participants these cannot reach the usual levels, and the smallest attainable p is given. The prevalence of an "
-    "effect in the population was estimated from the number of participants with p of at most 0.05 [@ince2021]."
+    "effect in the population was estimated from the number of participants with p of at most 0.05 [@ince2021]. Places"
+    " in which the mean is called significant are those in which the p of all participants, combined by Fisher's "
+    "method [@fisher1932], have a false discovery rate of at most 0.05 over the places of the model; that is a "
+    "statement about these participants. Whether any voxel of a region is predicted was tested in each participant by "
+    "Simes' combination of the p of its voxels [@simes1986], with the false discovery rate over regions and models. "
+    "Classes of models were compared by the means over their models, with the participant as the unit, and within "
+    "participants with the run."
 )
 
 

@@ -15,7 +15,7 @@ from bids_mllm.exceptions import InputDataError
 from bids_mllm.report.figures import DRAWERS, FigureData, drawer
 from bids_mllm.report.style import new_figure
 from bids_mllm.workflows import figures as figures_module
-from bids_mllm.workflows.figures import read_figure, redraw, write_figures
+from bids_mllm.workflows.figures import read_figure, redraw, remove_other_figures, write_figures
 
 ROWS = (
     {"roi": "V1", "r": 0.25, "n": 3, "note": None},
@@ -142,3 +142,14 @@ def test_rows_of_other_columns_and_figures_without_words_are_refused() -> None:
         FigureData("k", "x", "", " ", "", ())
     with pytest.raises(ValueError, match="different columns"):
         FigureData("k", "x", "", "a", "", ({"a": 1}, {"b": 1}))
+
+
+def test_figures_that_are_no_longer_made_go_and_files_of_others_stay(tmp_path: Path, bars: FigureData) -> None:
+    other = FigureData("test-bars", "other", "Bars", "Three bars.", "A caption.", ROWS, {"colour": "red"})
+    write_figures(tmp_path, [bars, other], output_dir=tmp_path)
+    (tmp_path / "mine.pdf").write_bytes(b"")
+    (tmp_path / "mine.json").write_text("{}")
+    remove_other_figures(tmp_path, kept={bars.name})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine.json", "mine.pdf", *(f"{bars.name}.{extension}" for extension in ("json", "png", "svg", "tsv")),
+    ]  # fmt: skip

@@ -4,6 +4,7 @@ from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import write_tsv
 from bids_mllm.io.results import ModelResult
 from bids_mllm.workflows.group_report import _rois
+from bids_mllm.workflows.group_shown import choice_tables
 
 SCORES = {"r2": 0.1, "cv_r2": 0.1, "r_normalized": 0.3}
 
@@ -46,3 +47,19 @@ def test_tests_of_regions_stand_in_the_table_of_participants(tmp_path):
         "ROI": "EVC", "Model": "m", "Participant": "sub-01", "r": 0.2, "r / ceiling": 0.3, "R2": 0.1, "Ceiling": 0.5,
         "p": 0.001, "q": 0.01, "Places": 12, "Coverage": 1.0,
     }  # fmt: skip
+
+
+def test_native_spaces_show_the_tables_that_the_group_has(tmp_path):
+    own = MapName("01", "life", "T1w", None)
+    write_tsv(
+        own.of_group().path(tmp_path, extension=".tsv", stat="scores", atlas="aparc"),
+        [row("01", "V1", "area", 0.2, 1.0)],
+    )
+    counted = {"participant": "01", "model": "m", "roi": "all", "kind": "all", "choice": "layer"}
+    counts = [{**counted, "value": value, "count": count} for value, count in (("3", 30), ("4", 10))]
+    write_tsv(own.of_group().path(tmp_path, extension=".tsv", stat="choicecounts", atlas="aparc"), counts)
+    results = [ModelResult(own, "m", tmp_path)]
+    (table, _), _ = _rois(tmp_path, results)
+    assert table.rows[0][:3] == ("V1", "m", 0.2)
+    (choices,) = choice_tables(results)
+    assert choices.rows == (("all", "m", "3", 30, 0.75), ("all", "m", "4", 10, 0.25))

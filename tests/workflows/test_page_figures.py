@@ -8,7 +8,7 @@ from chart_samples import Outputs
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.results import ModelResult
 from bids_mllm.report.content import Bullets, ExplorerBlock, Heading, Paragraph, Picture
-from bids_mllm.report.figures import DRAWERS
+from bids_mllm.report.figures import DRAWERS, FigureData
 from bids_mllm.workflows import page_figures
 from bids_mllm.workflows.brain_drawing import PREFIX
 from bids_mllm.workflows.page_figures import SECTIONS, explorer_blocks, figure_blocks
@@ -17,12 +17,16 @@ BEST = {"videollm": 0.3}
 MODELS = {"videollm": "instruction-tuned video"}
 
 
+def _score(person: str, *key: object) -> float:
+    return 0.01 * int(str(key[-1])) + 0.3 * (person == "02")
+
+
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Outputs:
     """Tables of one model with three layers; its maps, which these tests do without, are not drawn."""
     monkeypatch.setattr(page_figures, "brain_figures", lambda *_, **__: [])
     made = Outputs(tmp_path, models=MODELS)
-    made.scores(BEST, by_layer=lambda *key: 0.01 * key[-1], layers=3)
+    made.scores(BEST, by_layer=_score, layers=3, missing=[("02", "EVC")])
     return made
 
 
@@ -53,6 +57,25 @@ def test_what_is_too_much_for_a_page_is_named(outputs: Outputs, monkeypatch: pyt
         assert (outputs.folder / "group" / "figures" / line.rpartition(": ")[2]).is_file()
 
 
+def test_charts_are_shown_before_brain_maps_where_room_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_figures, "PAGE_BYTES", 25)
+    found = [FigureData(kind, kind, "", "x", "", ()) for kind in ("map-scores", "map-layer", "venn", "model-bars")]
+    pictures = [Picture(b"x" * size, "x") for size in (30, 10, 10, 5)]
+    assert page_figures._fitting(found, pictures) == {"venn", "model-bars", "map-layer"}
+
+
+def test_the_figures_of_an_earlier_group_go(outputs: Outputs) -> None:
+    figure_blocks(outputs.results)
+    folder = outputs.folder / "group" / "figures"
+    before = {path.name for path in folder.iterdir()}
+    fewer = Outputs(outputs.folder, models=MODELS, regions={"visual": "set"})
+    fewer.scores(BEST)
+    figure_blocks(fewer.results)
+    after = {path.name for path in folder.iterdir()}
+    assert after < before
+    assert len(after) == 4
+
+
 def test_headings_tell_places_apart_where_there_are_several() -> None:
     names = [MapName("01", "life", "fsLR", density=density) for density in ("91k", "170k")]
     results = [ModelResult(name, "m", Path()) for name in names]
@@ -67,6 +90,8 @@ def test_the_explorer_shows_means_over_participants(outputs: Outputs) -> None:
                                         for result in outputs.results]))  # fmt: skip
     found = {(row["roi"], row["layer"]): float(row["r"]) for row in rows}
     assert {layer for _, layer in found} == {"0", "1", "2"}
-    assert found["visual", "2"] == pytest.approx(0.02)
+    assert found["visual", "2"] == pytest.approx(0.02 + 0.1)
+    # The second participant, whose mask misses it, does not count.
+    assert found["EVC", "2"] == pytest.approx(0.02)
     (block,) = explorer_blocks(outputs.results)
     assert isinstance(block, ExplorerBlock)
