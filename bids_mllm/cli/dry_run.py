@@ -182,7 +182,7 @@ def _names(plan: StudyPlan) -> list[str]:
     """Return the names of the files to come, with * for the parts that vary."""
     names = ["dataset_description.json", "descriptions.tsv", "logs/CITATION.*"]
     for participant in dict.fromkeys(design.participant for design in plan.designs):
-        names.append(f"sub-{participant}*.html")
+        names += [f"sub-{participant}*.html", f"sub-{participant}/figures/sub-{participant}_*"]
         for design in plan.designs:
             if design.participant == participant:
                 names += _names_of(plan, design)
