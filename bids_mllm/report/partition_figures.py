@@ -51,7 +51,9 @@ def draw_shared_heat_map(data: FigureData) -> Figure:
     axes.set_aspect("equal")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    figure.colorbar(mesh, ax=axes, label=str(data.options["label"]), pad=0.02, shrink=0.8)
+    beyond = bool(np.any(shares < 0)), bool(np.any(shares > 100))
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+    figure.colorbar(mesh, ax=axes, label=str(data.options["label"]), pad=0.02, shrink=0.8, extend=extend)
     titled(figure, data.title)
     return figure
 
@@ -77,7 +79,8 @@ def draw_venn(data: FigureData) -> Figure:
 def _draw_one(axes: Axes, row: Mapping[str, Cell], names: Sequence[str]) -> None:
     """Draw the circles of one pair, the per cent of each part, and above them region and joint score."""
     joint = "n/a" if row["joint"] is None else f"{float(row['joint']):.4f}"
-    axes.set_title(f"{wrapped(row['roi'], 30)}, {row['pair']}\njoint {row['measure']} {joint}", fontsize=8)
+    share = "" if row["shared_percent"] is None else f", {float(row['shared_percent']):.0f} % shared"
+    axes.set_title(f"{wrapped(row['roi'], 30)}, {row['pair']}\njoint {row['measure']} {joint}{share}", fontsize=8)
     parts = [max(float(row[key] or 0.0), 0.0) for key in ("unique_a", "shared", "unique_b")]
     axes.set_xlim(-1.25, 1.25)
     axes.set_ylim(-0.95, 0.85)

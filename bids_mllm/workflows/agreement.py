@@ -112,7 +112,7 @@ def _found(
     ceiling = _ceiling(own)
     ways: dict[str, Callable[[Published], Found | str]] = {
         "r_normalized": lambda figure: found_score(figure, rows) if scores else _no_table(figure, classes),
-        "percent": lambda figure: _percent(figure, rows, classes, own),
+        "percent": lambda figure: _percent(figure, rows, classes, own, atlas),
         "coupling": lambda figure: found_coupling(
             figure, {model: _coupling(output_dir, model) for model in _of_class(classes, figure.class_a)}
         ),
@@ -142,9 +142,16 @@ def _best_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _percent(
-    figure: Published, rows: Sequence[Mapping[str, Any]], classes: Mapping[str, str], own: Iterable[ModelResult]
+    figure: Published,
+    rows: Sequence[Mapping[str, Any]],
+    classes: Mapping[str, str],
+    own: Iterable[ModelResult],
+    atlas: str,
 ) -> Found | str:
-    """Compare classes by normalised scores, as the study does; by r, which is said, where there are none."""
+    """Compare classes by normalised scores, as the study does; by r, which is said, where there are none.
+
+    The table of r names regions after their atlas where there are several.
+    """
     known = [{**row, "r": row["r_normalized"]} for row in rows if row["model"] in classes]
     found = found_percent(figure, compare_classes(known, classes))
     if isinstance(found, Found):
@@ -152,7 +159,14 @@ def _percent(
     result = next(iter(own))
     path = result.name.of_group().path(result.output_dir, extension=".tsv", stat="classcomparison")
     table = read_tsv(path) if path.is_file() else []
-    by_r = [{**row, "percent_difference": _number(row["percent_difference"])} for row in table]
+    by_r = [
+        {
+            **row,
+            "roi": row["roi"].removeprefix(f"{atlas}:"),
+            "percent_difference": _number(row["percent_difference"]),
+        }
+        for row in table
+    ]
     return found_percent(figure, by_r, note="of r, which is not normalised")
 
 

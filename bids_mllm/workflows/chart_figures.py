@@ -26,6 +26,7 @@ from bids_mllm.workflows.figure_tables import (
     score_rows,
     short_names,
     table_rows,
+    who_words,
 )
 from bids_mllm.workflows.pair_figures import partition_figures
 from bids_mllm.workflows.scatter_figures import coupling_figures
@@ -95,7 +96,7 @@ def _bar_figures(
     figures = []
     for roi in drawn:
         own = [row for row in best if row["roi"] == roi]
-        rows = bar_rows(own, better_than(own, compared, classes), classes)
+        rows = bar_rows(own, better_than(own, atlas, compared, classes), classes)
         if rows:
             title = f"{region_words(roi)} ({atlas})"
             figures.append(
@@ -104,7 +105,7 @@ def _bar_figures(
                     name=figure_name(name, "bars", atlas=atlas, desc=labels[roi]),
                     title=f"Models in {title}",
                     alt=_bar_alt(rows, title),
-                    caption=_bar_caption(rows, classes),
+                    caption=_bar_caption(rows, classes, len({row["participant"] for row in own if _counts(row)})),
                     rows=rows,
                     options={"labels": {row["measure"]: MEASURES[str(row["measure"])] for row in rows}},
                 )
@@ -113,16 +114,20 @@ def _bar_figures(
 
 
 def better_than(
-    best: Rows, compared: Sequence[Mapping[str, str]], classes: Mapping[str, str]
+    best: Rows, atlas: str, compared: Sequence[Mapping[str, str]], classes: Mapping[str, str]
 ) -> dict[str, dict[str, bool | None]]:
     """Return for each model in one region whether it is better than each model of a class within every participant.
+
+    Every participant is who has a score of any model in the region; without that of the model there is no flag.
 
     Parameters
     ----------
     best
         Rows of scores of one region, of the nested choice.
+    atlas
+        Name of the atlas of the region.
     compared
-        Rows of the comparisons within participants, as text.
+        Rows of the comparisons within participants, as text; of several atlases, whose names stand before regions.
     classes
         Class of each model.
 
@@ -132,7 +137,7 @@ def better_than(
         Class by model to True or False; None where the model is of that class itself or no model is.
     """
     favours: dict[tuple[str, str, str], list[bool]] = defaultdict(list)
-    rois = {row["roi"] for row in best}
+    rois = {name for row in best for name in (row["roi"], f"{atlas}:{row['roi']}")}
     for row in compared:
         if row["roi"] in rois:
             difference, q = number_of(row["mean_difference"]), number_of(row["q"])
@@ -141,9 +146,10 @@ def better_than(
             favours[person, a, b].append(told and (difference or 0.0) > 0)
             favours[person, b, a].append(told and (difference or 0.0) < 0)
     models = dict.fromkeys(row["model"] for row in best)
+    everyone = {row["participant"] for row in best if _counts(row)}
     better: dict[str, dict[str, bool | None]] = {}
     for model in models:
-        people = [row["participant"] for row in best if row["model"] == model and _counts(row)]
+        people = {row["participant"] for row in best if row["model"] == model and _counts(row)}
         better[model] = {}
         for flag in FLAGS:
             others = [other for other in models if classes[other] == flag]
@@ -151,7 +157,7 @@ def better_than(
                 better[model][flag] = None
                 continue
             found = [favours.get((person, model, other), [False]) for person in people for other in others]
-            better[model][flag] = bool(people) and all(all(one) for one in found)
+            better[model][flag] = bool(people) and people == everyone and all(all(one) for one in found)
     return better
 
 
@@ -201,15 +207,17 @@ def _bar_alt(rows: Sequence[Mapping[str, Cell]], title: str) -> str:
     return f"Bars of the mean held-out r of {len(ranked)} models in {title}, from high to low: {told}{more}."
 
 
-def _bar_caption(rows: Sequence[Mapping[str, Cell]], classes: Mapping[str, str]) -> str:
+def _bar_caption(rows: Sequence[Mapping[str, Cell]], classes: Mapping[str, str], n_people: int) -> str:
     means = [row for row in rows if row["participant"] is None and row["measure"] == "r"]
-    n = max(int(row["n_participants"] or 0) for row in means)
-    who = f"mean over {n} participants, dots are the participants" if n > 1 else "one participant"
+    counts = [row["n_participants"] for row in means]
+    n, who = max(int(count or 0) for count in counts), who_words(counts)
     shown = {str(row["model"]) for row in means}
-    words = [f"Condition and layer chosen inside training; {who}; the line is the standard error over participants."]
+    dots = "dots are the participants; the line is the standard error over participants"
+    words = [f"Condition and layer chosen inside training; {who}, {dots}."]
     if n < 2:
-        words = [f"Condition and layer chosen inside training; {who}."]
-    whom = "every" if n > 1 else "this"
+        each = " a model, not always the same" if n_people > 1 else ""
+        words = [f"Condition and layer chosen inside training; {who}{each}."]
+    whom = "every" if n_people > 1 else "this"
     for flag, symbol in zip(FLAGS, ("star", "diamond"), strict=True):
         others = [model for model in classes if classes[model] == flag and model in shown]
         if not others:
@@ -236,12 +244,11 @@ def _layer_figures(name: MapName, atlas: str, rows: Rows) -> list[FigureData]:
     means = layer_rows([row for row in rows if row["condition"] == condition])
     if not means:
         return []
-    n = max(int(row["n_participants"] or 0) for row in means)
     many = len({row["condition"] for row in rows}) > 1
     which = f"Condition {condition}" + (
         ", the one with the highest training-internal R2 over the regions and layers shown" if many else ""
     )
-    who = f"mean over {n} participants" if n > 1 else "one participant"
+    who = who_words(row["n_participants"] for row in means)
     peaks = ", ".join(f"{roi} layer {layer} ({r:.3f})" for roi, layer, r in _peaks(means)[:12])
     kinds = {
         CURVES: ("layercurves", "Curves", f"{which}; {who}. Bands are the standard error over participants, "
@@ -332,8 +339,7 @@ def _choice_figure(
     shares = choice_rows(rows, ordered=choice == _ORDERED)
     if len({row["value"] for row in shares}) < 2:
         return []
-    n = len({row["participant"] for row in rows})
-    who = f"mean over {n} participants" if n > 1 else "one participant"
+    who = who_words(row["n_participants"] for row in shares)
     first = str(shares[0]["roi"])
     top = sorted((row for row in shares if row["roi"] == first), key=lambda row: -float(row["share"] or 0.0))[:3]
     told = ", ".join(f"{row['value']} {100 * float(row['share'] or 0.0):.0f} %" for row in top)

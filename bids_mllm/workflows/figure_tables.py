@@ -10,6 +10,7 @@ from bids_mllm.group.classes import model_class
 from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import iter_tsv, read_tsv
 from bids_mllm.io.results import ModelResult, table_paths
+from bids_mllm.report.content import Cell
 from bids_mllm.workflows.statistics import INSTRUCTED_POOLINGS
 
 TEXT_COLUMNS = ("participant", "model", "condition", "pooling", "instruction", "layer", "roi", "kind", "roi_index")
@@ -126,6 +127,26 @@ def short_names(conditions: Iterable[str]) -> dict[str, str]:
     poolings = {pooling for pooling in INSTRUCTED_POOLINGS if any(name.startswith(pooling) for name in names)}
     only = poolings.pop() if len(poolings) == 1 else ""
     return {name: name.removeprefix(only) or name for name in names}
+
+
+def participants_words(counts: Iterable[Cell]) -> str:
+    """Return how many participants a figure is of: "one participant", "4 participants" or "1 to 4 participants".
+
+    Parameters
+    ----------
+    counts
+        Participants of each mean; those of none do not count.
+    """
+    found = sorted({int(count) for count in counts if count})
+    if not found or found[-1] == 1:
+        return "one participant"
+    return f"{found[-1]} participants" if len(found) == 1 else f"{found[0]} to {found[-1]} participants"
+
+
+def who_words(counts: Iterable[Cell]) -> str:
+    """Return over whom means are taken, in words. Parameters as of `participants_words`."""
+    words = participants_words(counts)
+    return words if words == "one participant" else f"mean over {words}"
 
 
 def region_words(roi: str) -> str:

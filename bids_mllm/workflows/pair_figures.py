@@ -23,12 +23,15 @@ from bids_mllm.workflows.figure_tables import (
     number_of,
     region_words,
     short_names,
+    who_words,
 )
 from bids_mllm.workflows.statistics import INSTRUCTED_POOLINGS
 
 #: Label in file names of each measure of a partition.
 MEASURES = {"R2": "", "normalized r": "normalized"}
 _FLOOR = "parts below 0 are drawn as 0"
+#: Column of the percent of what the circles show, unlike that of the joint.
+_OF_CIRCLES = "circles_shared_percent"
 
 
 def partition_figures(results: Sequence[ModelResult], *, participant: str | None = None) -> list[FigureData]:
@@ -66,8 +69,8 @@ def _both_of(row: Mapping[str, Any], pooling: str) -> bool:
 def mean_parts(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, Cell], ...]:
     """Return the means over participants of the parts of each pair in all places and in each set.
 
-    `shared_percent` is the shared part in per cent of the sum of the shared and both unique parts, each at least 0;
-    None where these are all 0 or less.
+    `shared_percent` is that of the table of the group: the shared part in per cent of the joint score, below 0 or above
+    100 where a part is below 0; None where the joint is not above 0.
     """
     texts = [{part: number_of(row[part]) for part in PARTS} for row in rows]
     parts = [{part: float("nan") if value is None else value for part, value in own.items()} for own in texts]
@@ -80,10 +83,8 @@ def mean_parts(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, Cell], ...]
     told = ("roi", "kind", "measure", "condition_a", "condition_b")
     table = []
     for row in shown:
-        drawn = [max(known(row[part]) or 0.0, 0.0) for part in ("unique_a", "unique_b", "shared")]
-        percent = 100 * drawn[2] / sum(drawn) if sum(drawn) > 0 else None
         own = {part: known(row[part]) for part in PARTS}
-        facts = {"shared_percent": percent, "n_participants": row["n_participants"]}
+        facts = {"shared_percent": known(row["shared_percent"]), "n_participants": row["n_participants"]}
         table.append({name: row[name] for name in told} | own | facts)
     return tuple(table)
 
@@ -110,10 +111,11 @@ def _heat_figure(
         name=figure_name(name, "sharedheatmap", model=model, desc=f"{pooling}{desc}{label}"),
         title=f"What pairs of instructions share: {model}, {roi}, {measure}, {pooling}",
         alt=f"Shared part of {len(own)} pairs of instructions of {model} in {roi}: {_range(own, short)}.",
-        caption=f"Shared part in per cent of the sum of shared and both unique parts of {measure}; {_FLOOR}. "
+        caption=f"Shared part in per cent of the joint {measure}. A part below 0, as noise gives, stays so: the shared "
+        f"one is then below 0 or, with a unique one, can be above 100; colours end at 0 and 100. "
         f"{_who(own)}.{_paper(measure)}",
         rows=tuple(own),
-        options={"conditions": list(short), "labels": dict(short), "label": f"shared, % of {measure}"},
+        options={"conditions": list(short), "labels": dict(short), "label": f"shared, % of the joint {measure}"},
     )
 
 
@@ -123,7 +125,7 @@ def _venn_figure(
     rois = list(dict.fromkeys(str(row["roi"]) for row in parts))
     chosen = _chosen_pairs(parts, rois[0])
     rows = tuple(
-        {**row, "pair": chosen[row["condition_a"], row["condition_b"]]}
+        {**row, _OF_CIRCLES: _of_circles(row), "pair": chosen[row["condition_a"], row["condition_b"]]}
         for row in sorted(parts, key=lambda row: _rank(row, rois, chosen))
         if (row["condition_a"], row["condition_b"]) in chosen
     )
@@ -132,7 +134,7 @@ def _venn_figure(
     measure, label = _measure(parts)
     shares = "; ".join(
         f"{region_words(str(row['roi']))}, {short[str(row['condition_a'])]} and {short[str(row['condition_b'])]}: "
-        f"{_percent(row['shared_percent'])} shared"
+        f"{_percent(row[_OF_CIRCLES])} shared"
         for row in rows
     )
     return [
@@ -141,13 +143,21 @@ def _venn_figure(
             name=figure_name(name, "venn", model=model, desc=f"{pooling}{label}"),
             title=f"Unique and shared parts of instructions: {model}, {measure}, {pooling}",
             alt=f"Two circles a pair of instructions, areas in proportion to the parts of {measure}; {shares}.",
-            caption=f"Pairs that share least, the median and most in {region_words(rois[0])}. Areas of circles and "
-            f"overlap are in proportion to unique and shared parts; {_FLOOR}, and per cent are of the sum of what is "
-            f"drawn. {_who(parts)}.{_paper(measure)}",
+            caption=f"Pairs whose shared part is least, the median and most of the joint in {region_words(rois[0])}. "
+            f"Per cent above the circles are of the joint. Areas of circles and overlap are in proportion to unique "
+            f"and shared parts; {_FLOOR}, and per cent beside the circles are of the sum of what is drawn. "
+            f"{_who(rows)}.{_paper(measure)}",
             rows=rows,
             options={"labels": dict(short)},
         )
     ]
+
+
+def _of_circles(row: Mapping[str, Cell]) -> float | None:
+    """Return the shared part in per cent of what is drawn: the sum of all three parts, each at least 0."""
+    unique_a, unique_b, shared = (max(float(row[part] or 0.0), 0.0) for part in PARTS[:-1])
+    total = unique_a + unique_b + shared
+    return 100 * shared / total if total > 0 else None
 
 
 def _measure(parts: Sequence[Mapping[str, Cell]]) -> tuple[str, str]:
@@ -157,8 +167,8 @@ def _measure(parts: Sequence[Mapping[str, Cell]]) -> tuple[str, str]:
 
 
 def _who(parts: Sequence[Mapping[str, Cell]]) -> str:
-    n = max(int(row["n_participants"] or 0) for row in parts)
-    return f"Mean over {n} participants" if n > 1 else "One participant"
+    words = who_words(row["n_participants"] for row in parts)
+    return words[0].upper() + words[1:]
 
 
 def _paper(measure: str) -> str:

@@ -111,9 +111,10 @@ def _text_figure(name: MapName, checks: ModelChecks, output_dir: Path) -> list[F
             for pair in pairs:
                 a, b = pair["instruction_a"], pair["instruction_b"]
                 cka = number_of(pair["cka"])
-                if a in keys and b in keys and cka is not None:
-                    x = float(matrix[keys.index(a)][keys.index(b)])
-                    own.append({"panel": panel, "point": f"{a}-{b}", "x": x, "y": cka})
+                # A text without a word of the others has no similarity: null in JSON.
+                alike = matrix[keys.index(a)][keys.index(b)] if a in keys and b in keys else None
+                if alike is not None and np.isfinite(alike) and cka is not None:
+                    own.append({"panel": panel, "point": f"{a}-{b}", "x": float(alike), "y": cka})
             layers, r, p = coupling_curve(checks, pooling, text)
             told = (
                 (known(float(r[layers.index(layer)])), known(float(p[layers.index(layer)])))
@@ -122,7 +123,7 @@ def _text_figure(name: MapName, checks: ModelChecks, output_dir: Path) -> list[F
             )
             line = regression(own)
             if line is not None:
-                words = f"{pooling}, layer {layer}: r = {(told or (line[2],))[0] or 0.0:.2f}"
+                words = f"{pooling}, layer {layer}: r = {line[2] if told is None or told[0] is None else told[0]:.2f}"
                 if told and told[1] is not None:
                     words += f", p = {told[1]:.2g}"
                 panels.append(

@@ -186,6 +186,27 @@ def test_the_triangle_has_one_number_a_pair() -> None:
     _inside(figure)
 
 
+def test_colours_of_percents_beyond_0_and_100_are_said_to_end() -> None:
+    names, labels = ["a", "b", "c"], {"a": "AR", "b": "VU", "c": "NU"}
+    rows = [
+        {**_pair("a", "b", (0.02, 0.02, 0.04)), "shared_percent": -33.3},
+        {**_pair("a", "c", (0.02, 0.02, 0.04)), "shared_percent": 120.4},
+    ]
+    for own, extend in ((rows, "both"), (rows[:1], "min"), (rows[1:], "max"), ([], "neither")):
+        figure = draw_shared_heat_map(_figure("shared-heat-map", own, conditions=names, labels=labels, label="%"))
+        assert figure.axes[0].collections[0].colorbar.extend == extend
+        assert [text.get_text() for text in figure.axes[0].texts] == [f"{row['shared_percent']:.0f}" for row in own]
+        _inside(figure)
+
+
+def test_venn_panels_tell_the_percent_of_the_joint() -> None:
+    row = {**_pair("a", "b", (-0.01, 0.03, 0.01)), "shared_percent": 100.0}
+    figure = draw_venn(_figure("venn", [row], labels={"a": "AR", "b": "VU"}))
+    assert figure.axes[0].get_title(loc="left").endswith("joint R2 0.0300, 100 % shared")
+    assert figure.axes[0].texts[-1].get_text() == "both 75 %"
+    _inside(figure)
+
+
 @pytest.mark.parametrize(
     "parts", [(0.2, 0.5, 0.3), (0.7, 0.05, 0.25), (0.0, 0.4, 0.6), (0.5, 0.0, 0.5), (0.0, 1.0, 0.0)]
 )

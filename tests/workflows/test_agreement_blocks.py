@@ -111,6 +111,18 @@ def test_percent_of_the_table_stands_in_where_nothing_is_normalised(study):
     assert rows["Qwen-2.5-VL, normalised alignment"]["Note"] == "there is no table of scores, which needs an atlas"
 
 
+def test_percent_of_the_table_is_found_where_regions_are_named_after_their_atlas(study):
+    results = results_of(study, ["qwen25vl7b", "videomaelarge"])
+    write_scores(study, {"qwen25vl7b": float("nan"), "videomaelarge": float("nan")})
+    row = {"unit": "participant", "class_a": "instruction-tuned", "class_b": "unimodal", "n_percent": 3}
+    percents = {"all": 1.0, "Other:whole brain": 2.0, "Glasser:whole brain": 20.5}
+    path = NAME.of_group().path(study.output_dir, extension=".tsv", stat="classcomparison")
+    write_tsv(path, [{**row, "roi": roi, "percent_difference": value} for roi, value in percents.items()])
+    rows, _ = rows_of(agreement_blocks(study, results))
+    own = rows["Instruction-tuned over unimodal models, percent"]
+    assert (own["Found"], own["Note"]) == (20.5, "of r, which is not normalised")
+
+
 def test_depths_couplings_and_ceilings_are_read(study, monkeypatch):
     results = results_of(study, ["qwen25vl7b"])
     for result in results:

@@ -1,5 +1,6 @@
 """The charts show what was planted in the tables, flag nothing in noise, and are none where there are no tables."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 from chart_samples import MODELS, PEOPLE, REGIONS, Outputs
 from scipy.stats import false_discovery_control, ttest_1samp
 
+from bids_mllm.io.files import read_tsv, write_tsv
+from bids_mllm.io.results import ModelResult
 from bids_mllm.report.figures import DRAWERS, FigureData
 from bids_mllm.workflows.chart_figures import chart_figures, choice_figures, score_figures
-from bids_mllm.workflows.figure_tables import labels_of
+from bids_mllm.workflows.figure_tables import labels_of, participants_words
 from bids_mllm.workflows.figures import read_figure, write_figures
 
 BEST = {
@@ -139,6 +142,73 @@ def test_participants_whose_mask_misses_a_region_take_no_part(tmp_path: Path) ->
     assert (mean["value"], mean["n_participants"]) == (pytest.approx(0.305), 2)
     assert "videollm" in _flagged(_bars(figures, "visual"), "multimodal")
     assert _flagged(_bars(figures, "EVC"), "multimodal") == set()
+
+
+def test_flags_find_regions_that_are_named_after_one_of_several_atlases(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path)
+    outputs.scores(BEST)
+    outputs.comparisons(_planted)
+    paths = list(tmp_path.rglob("*_stat-modelcomparison*.tsv"))
+    assert len(paths) == len(PEOPLE)
+    for path in paths:
+        rows = read_tsv(path)
+        write_tsv(
+            path,
+            [{**row, "roi": f"planted:{row['roi']}"} for row in rows]
+            + [{**row, "roi": f"other:{row['roi']}", "q": 0.9} for row in rows],
+        )
+    figure = _bars(score_figures(outputs.results), "visual")
+    assert _flagged(figure, "multimodal") == {"videollm", "audiollm"}
+    assert _flagged(figure, "unimodal") == {"videollm", "audiollm", "tvlt"}
+
+
+def _without(outputs: Outputs, kept: Callable[[ModelResult], bool]) -> list[ModelResult]:
+    return [result for result in outputs.results if kept(result)]
+
+
+def test_a_model_of_some_participants_has_no_flag_and_the_caption_says_how_many(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path)
+    outputs.scores(BEST)
+    outputs.comparisons(_planted)
+    results = _without(outputs, lambda one: one.model != "videollm" or one.name.participant == "01")
+    figure = _bars(score_figures(results), "visual")
+    assert _means(figure)["videollm"]["n_participants"] == 1
+    assert _flagged(figure, "multimodal") == {"audiollm"}
+    assert "mean over 1 to 3 participants" in figure.caption
+    of_one = _bars(score_figures(results, participant="01"), "visual")
+    assert _flagged(of_one, "multimodal") == {"videollm", "audiollm"}
+    assert "within this participant" in of_one.caption
+
+
+def test_models_of_one_participant_each_are_said_to_be_so(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, models={"videollm": "instruction-tuned video", "vjepa": "unimodal video"})
+    outputs.scores(BEST)
+    results = _without(outputs, lambda one: one.name.participant == {"videollm": "01", "vjepa": "02"}[one.model])
+    caption = _bars(score_figures(results), "visual").caption
+    assert "one participant a model, not always the same" in caption
+    assert "within every participant" in caption
+
+
+def test_words_for_participants() -> None:
+    assert [participants_words(counts) for counts in ((4, 4, 0), (1, 4, None), (1, 1), ())] == [
+        "4 participants", "1 to 4 participants", "one participant", "one participant",
+    ]  # fmt: skip
+
+
+def test_layers_and_choices_of_regions_say_how_many_participants_they_have(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, models={"videollm": "instruction-tuned video"})
+    outputs.scores(BEST, by_layer=lambda *key: 0.01 * key[-1], layers=2, missing=[("01", "EVC"), ("02", "EVC")])
+    curves = next(figure for figure in score_figures(outputs.results) if figure.kind == "layer-curves")
+    assert "mean over 1 to 3 participants" in curves.caption
+    shares = [("01", "visual", "AR", 0.5), ("01", "visual", "NU", 0.5), ("02", "visual", "AR", 1.0)]
+    outputs.choices(
+        [
+            _choice(person, roi, "condition", value, share)
+            for person, roi, value, share in [*shares, ("01", "EVC", "AR", 1.0)]
+        ]
+    )
+    (choices,) = choice_figures(outputs.results)
+    assert "mean over 1 to 2 participants" in choices.caption
 
 
 def test_charts_of_one_participant_hold_its_numbers_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from chart_samples import PEOPLE, Outputs
 from scipy.stats import linregress
 
-from bids_mllm.io.files import write_tsv
+from bids_mllm.io.files import read_tsv, write_tsv
 from bids_mllm.workflows.scatter_figures import coupling_figures, regression
 
 KEYS = ("AR", "VU", "NU", "SU")
@@ -37,6 +37,23 @@ def test_scatters_find_the_planted_lines(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "r = -1.00" in brain.caption
     assert "whole brain" in brain.caption
+
+
+def test_texts_without_a_similarity_have_no_point(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path)
+    unknown = [[None if "SU" in (a, b) else SIMILARITY[i][j] for j, b in enumerate(KEYS)] for i, a in enumerate(KEYS)]
+    nothing = [[None] * len(KEYS) for _ in KEYS]
+    outputs.checks("videollm", {"embedding": SIMILARITY, "tfidf": unknown, "none": nothing}, KEYS, _checked, layers=2)
+    path = tmp_path / "sourcedata" / "checks" / "model-videollm_coupling.tsv"
+    write_tsv(
+        path,
+        [{**row} | ({"r": "n/a", "p": "n/a"} if row["text_similarity"] == "tfidf" else {}) for row in read_tsv(path)],
+    )
+    (figure,) = coupling_figures(outputs.results)
+    assert [panel["name"] for panel in figure.options["panels"]] == ["generated, embedding", "generated, tfidf"]
+    points = [row["point"] for row in figure.rows if row["panel"] == "generated, tfidf"]
+    assert sorted(points) == ["AR-NU", "AR-VU", "VU-NU"]
+    assert figure.options["panels"][1]["title"] == "generated, layer 1: r = 1.00"
 
 
 def test_a_line_is_that_of_the_least_squares() -> None:
