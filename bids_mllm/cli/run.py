@@ -240,6 +240,7 @@ def _group(settings: Settings) -> int:
         differing_places,
         group_results,
         init_group_wf,
+        missing_participants,
         usable_results,
     )
     from bids_mllm.workflows.run import run_workflow
@@ -247,7 +248,7 @@ def _group(settings: Settings) -> int:
     results, left_out = usable_results(group_results(settings))
     _built(partial(check_comparable, results))
     _built(partial(check_grids, results))
-    for sentence in differing_places(results):
+    for sentence in (*missing_participants(settings), *differing_places(results)):
         logger.warning("%s", sentence)
     if settings.dry_run:
         for result in results:

@@ -23,10 +23,13 @@ from bids_mllm.score.roi import BEST, LEVEL
 
 
 def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
-    """Write every table of the group in one space; return the paths of those that have rows."""
+    """Write every table of the group in one space; return the paths of those that have rows.
+
+    Tables of atlases that no participant has any more are removed.
+    """
     output_dir = results[0].output_dir
     models = list(dict.fromkeys(result.model for result in results))
-    return [
+    written = [
         *write_roi_tables(results, name),
         *write_comparison(results, name),
         *write_class_comparison(results, name),
@@ -35,6 +38,10 @@ def write_group_tables(results: Sequence[ModelResult], name: MapName) -> list[Pa
         *_write("coupling", coupling_rows(results), name, output_dir),
         *_write("textsamples", text_sample_rows(output_dir, models), name, output_dir),
     ]
+    for stat in ("scores", "choicecounts"):
+        for path in set(table_paths(ModelResult(name, "", output_dir), stat).values()) - set(written):
+            _remove(path)
+    return written
 
 
 def write_roi_tables(results: Sequence[ModelResult], name: MapName) -> list[Path]:
@@ -248,10 +255,13 @@ def _write(
     """Write a table of the group, or remove an old one where there are no rows."""
     if rows:
         return [_table(stat, rows, name, output_dir, atlas=atlas, without=without)]
-    path = name.path(output_dir, extension=".tsv", stat=stat, atlas=atlas)
-    for stale in (path, sidecar_path(path)):
-        stale.unlink(missing_ok=True)
+    _remove(name.path(output_dir, extension=".tsv", stat=stat, atlas=atlas))
     return []
+
+
+def _remove(table: Path) -> None:
+    for stale in (table, sidecar_path(table)):
+        stale.unlink(missing_ok=True)
 
 
 def _table(

@@ -14,7 +14,7 @@ import numpy as np
 
 from bids_mllm.exceptions import InputDataError
 from bids_mllm.io.derivatives import MapName, outputs, sidecar_path
-from bids_mllm.io.files import read_json, read_tsv
+from bids_mllm.io.files import iter_tsv, read_json
 from bids_mllm.io.grids import Grid, same_grid
 from bids_mllm.io.maps import EXTENSIONS, load_map
 from bids_mllm.records import BoolArray, FloatArray
@@ -27,6 +27,27 @@ _BEST = re.compile(
 _STAT = re.compile(r"_stat-(?P<stat>[^_]+)(?:_desc-(?P<desc>[^_]+))?_statmap")
 #: What the sidecar of every best map says since the first version.
 NEEDED = ("Conditions", "Layers", "Model", "NoiseCeiling", "CrossValidation", "Sloppy", "AppVersion")
+
+#: Columns that every table of a kind has had since the first version.
+TABLE_COLUMNS = {
+    "scores": ("participant", "model", "condition", "layer", "roi", "kind", "coverage", "r"),
+    "choicecounts": ("participant", "model", "roi", "kind", "choice", "value", "count", "share"),
+    "layers": ("participant", "model", "condition", "roi", "depth"),
+    "partition": (
+        "participant", "model", "condition_a", "condition_b", "roi", "kind", "measure", "unique_a", "unique_b",
+        "shared", "joint",
+    ),
+    "modelcomparison": ("participant", "model_a", "model_b", "roi", "coverage", "mean_difference"),
+}  # fmt: skip
+#: Columns of these tables whose cells are numbers or n/a; others are text.
+NUMBER_COLUMNS = frozenset(
+    ("alpha_edge_share", "count", "coverage", "cv_r2", "depth", "depth_mass", "depth_voxels", "joint",
+     "mean_difference", "n_a_higher", "n_b_higher", "n_ceiling", "n_voxels", "noise_ceiling", "p", "q", "r", "r2",
+     "r_high", "r_low", "r_normalized", "share", "share_a_higher", "shared", "significant_share", "smallest_p",
+     "unique_a", "unique_b")
+)  # fmt: skip
+#: Columns whose cells are numbers in every row; others may be n/a.
+ALWAYS_KNOWN = ("coverage", "count")
 
 #: Bytes read at a time where a file is only looked through.
 CHUNK = 2**20
@@ -121,8 +142,8 @@ def check_readable(result: ModelResult) -> None:
     Raises
     ------
     BidsMllmError
-        When a file is missing, cannot be read or has other places than the rest, or the sidecar of the best map lacks a
-        key; names the file.
+        When a file is missing, cannot be read or has other places than the rest, the sidecar of the best map lacks a
+        key, or a table a column or a number; names the file.
     """
     content = result.sidecar()
     missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
@@ -139,11 +160,45 @@ def check_readable(result: ModelResult) -> None:
                 f"{path} has {n_places} {result.name.units} and {first[0]} has {first[1]}, but maps of one participant "
                 f"have the same; {again}."
             )
-    roi_tables(result)
-    for stat, model in (("partition", result.model), ("modelcomparison", "")):
-        table = replace(result, model=model).path(stat, None, extension=".tsv")
-        if table.is_file():
-            read_tsv(table)
+    for stat in TABLE_COLUMNS:
+        owner = replace(result, model="") if stat == "modelcomparison" else result
+        for table in (owner.path(stat, None, extension=".tsv"), *table_paths(owner, stat).values()):
+            if table.is_file():
+                _check_table(table, stat, again)
+
+
+def _check_table(path: Path, stat: str, again: str) -> None:
+    """Read a table to its end, row by row; raises where it is cut short, or lacks a column or a number."""
+    try:
+        with path.open("rb") as stream:
+            columns = stream.readline().decode(errors="replace").removesuffix("\n").split("\t")
+            stream.seek(max(path.stat().st_size - 1, 0))
+            whole = stream.read() == b"\n"
+    except OSError as error:
+        raise InputDataError(f"{path} cannot be read ({error}); {again}.") from error
+    missing = [column for column in TABLE_COLUMNS[stat] if column not in columns]
+    if missing:
+        raise InputDataError(f"{path} lacks the column {missing[0]}; {again}.")
+    numeric = [column for column in columns if column in NUMBER_COLUMNS]
+    for line, row in enumerate(iter_tsv(path), 2):
+        for column in numeric:
+            if not _is_number(row[column], column):
+                raise InputDataError(
+                    f"{path} has {row[column]!r} in line {line} of the column {column}, where a number is expected; "
+                    f"{again}."
+                )
+    if not whole:
+        raise InputDataError(f"{path} is cut short, since its last line has no end; {again}.")
+
+
+def _is_number(text: str, column: str) -> bool:
+    if text == "n/a":
+        return column not in ALWAYS_KNOWN
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _used_maps(result: ModelResult, conditions: Sequence[str]) -> list[MapOfResult]:
@@ -176,12 +231,9 @@ def table_paths(result: ModelResult, stat: str) -> dict[str, Path]:
     """Return the paths of the tables of one model and kind by atlas."""
     pattern = result.path(stat, None, extension=".tsv", atlas="*")
     found = ((re.search(r"_atlas-([^_]+)_", path.name), path) for path in sorted(pattern.parent.glob(pattern.name)))
-    return {atlas.group(1): path for atlas, path in found if atlas}
-
-
-def roi_tables(result: ModelResult) -> dict[str, list[dict[str, str]]]:
-    """Return the tables of scores of one model by atlas, as rows of text."""
-    return {atlas: read_tsv(path) for atlas, path in table_paths(result, "scores").items()}
+    named = ((atlas.group(1), path) for atlas, path in found if atlas)
+    # The star also stands for a resolution after the atlas, of which there are results apart.
+    return {name: path for name, path in named if path == result.path(stat, None, extension=".tsv", atlas=name)}
 
 
 def stack_maps(

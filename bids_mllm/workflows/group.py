@@ -29,20 +29,40 @@ def group_results(settings: Settings) -> tuple[ModelResult, ...]:
     InputDataError
         When there is nothing.
     UsageError
-        When a participant asked for has no results.
+        When none of the participants asked for has results.
     """
     found = find_results(settings.output_dir, settings.participant_label)
-    present = {result.name.participant for result in found}
-    missing = [label for label in settings.participant_label if label not in present]
-    if missing:
+    if settings.participant_label and not found:
         raise UsageError(
-            f"{settings.output_dir} has no results of {', '.join(missing)}; run the participant level for them first."
+            f"{settings.output_dir} has no results of {', '.join(settings.participant_label)}; run the participant "
+            "level for them first."
         )
     if not found:
         raise InputDataError(
             f"{settings.output_dir} has no results of the participant level; run it first with the same output folder."
         )
     return found
+
+
+def missing_participants(settings: Settings) -> list[str]:
+    """Warn of participants asked for, else of those with a folder in the BIDS data set, that have no results at all.
+
+    A data set that cannot be read says nothing of them.
+    """
+    try:
+        folders = [path.name for path in settings.bids_dir.iterdir() if path.is_dir()]
+    except OSError:
+        folders = []
+    of_data_set = sorted(name.removeprefix("sub-") for name in folders if name.startswith("sub-"))
+    wanted = dict.fromkeys(settings.participant_label or of_data_set)
+    present = {result.name.participant for result in find_results(settings.output_dir)}
+    missing = [f"sub-{label}" for label in wanted if label not in present]
+    if not missing:
+        return []
+    return [
+        f"The group is without {', '.join(missing)}: {settings.output_dir} has no results of the participant level of "
+        "them; run it for them, and the group level again."
+    ]
 
 
 def usable_results(results: Sequence[ModelResult]) -> tuple[tuple[ModelResult, ...], tuple[str, ...]]:

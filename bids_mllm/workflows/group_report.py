@@ -21,7 +21,7 @@ from bids_mllm.workflows.checks import check_blocks, found_checks
 from bids_mllm.workflows.comparisons import number_cell, within_participants
 from bids_mllm.workflows.facts import library_versions
 from bids_mllm.workflows.figure_tables import atlas_tables, number_of
-from bids_mllm.workflows.group import differing_places
+from bids_mllm.workflows.group import differing_places, missing_participants
 from bids_mllm.workflows.group_shown import choice_tables, class_tables, partition_blocks
 from bids_mllm.workflows.page_figures import explorer_blocks, figure_blocks, group_models, without_figures
 from bids_mllm.workflows.pictures import best_maps, score_table
@@ -50,7 +50,7 @@ def write_group_report(
         participants=tuple(dict.fromkeys(str(r.name.participant) for r in results)),
         app_version=__version__,
         created=now(),
-        warnings=(*_warnings(results), *uncovered, *conditioning_warnings(checks)),
+        warnings=(*_warnings(settings, results), *uncovered, *conditioning_warnings(checks)),
         errors=(
             *(ReportedError(sentence) for sentence in left_out),
             *(ReportedError(f"{f.node}: {f.sentence}", f.crash_file.name) for f in failures),
@@ -81,8 +81,8 @@ def write_group_report(
     return path
 
 
-def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
-    warnings = []
+def _warnings(settings: Settings, results: Sequence[ModelResult]) -> tuple[str, ...]:
+    warnings = [*missing_participants(settings), *_other_participants(results)]
     versions = {str(result.sidecar()["AppVersion"]) for result in results}
     if len(versions) > 1:
         warnings.append(
@@ -102,6 +102,35 @@ def _warnings(results: Sequence[ModelResult]) -> tuple[str, ...]:
         "tests within participants stand on their own; prevalence says how far they carry."
     )
     return tuple(warnings)
+
+
+def _other_participants(results: Sequence[ModelResult]) -> list[str]:
+    """Warn of group maps that were made of other participants than those whose results there are now."""
+    differing: dict[tuple[tuple[str, ...], tuple[str, ...]], list[ModelResult]] = defaultdict(list)
+    for of_group in group_models(results):
+        in_maps = {str(label) for label in of_group.sidecar().get("Participants", ())}
+        now_there = {
+            str(result.name.participant)
+            for result in results
+            if (result.name.of_group(), result.model) == (of_group.name, of_group.model)
+        }
+        if in_maps and in_maps != now_there:
+            differing[tuple(sorted(now_there - in_maps)), tuple(sorted(in_maps - now_there))].append(of_group)
+    warnings = []
+    for (new, gone), maps in differing.items():
+        said = [f"{_labels(new)} not in them"] if new else []
+        said += [f"{_labels(gone)} in them, but no longer among the results used"] if gone else []
+        headings = ", ".join(one.heading(group_models(results)) for one in maps)
+        warnings.append(
+            f"The group maps of {headings} were made of other participants than this page: {'; '.join(said)}. Run the "
+            "group level without --reports-only to make them again."
+        )
+    return warnings
+
+
+def _labels(participants: Sequence[str]) -> str:
+    named = ", ".join(f"sub-{label}" for label in participants)
+    return f"{named} {'is' if len(participants) == 1 else 'are'}"
 
 
 def _split_warning(results: Sequence[ModelResult]) -> list[str]:

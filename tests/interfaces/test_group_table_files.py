@@ -1,5 +1,7 @@
 """Tables of the group, from maps and tables of participants made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
@@ -10,6 +12,7 @@ from bids_mllm.interfaces.group_tables import (
     write_choice_counts,
     write_class_comparison,
     write_comparison,
+    write_group_tables,
     write_partition,
     write_roi_tables,
 )
@@ -228,3 +231,27 @@ def test_choices_of_participants_are_gathered_by_atlas(tmp_path):
     rows, _ = group_table(tmp_path, "choicecounts", "toy")
     assert rows[0] == {key: str(value) for key, value in row.items()} | {"share": "1"}
     assert {(one["participant"], one["roi"]) for one in rows[1:]} == {("02", "all")}
+
+
+def test_tables_of_atlases_that_nobody_has_any_more_are_removed(tmp_path):
+    results = [result_of(tmp_path, participant, "m") for participant in ("01", "02")]
+    for result in results:
+        write_choices(result)
+        described = facts("unimodal video") | {"Conditions": ["gAR", "gVU"], "Layers": [4, 8, 12]}
+        write_values(result, "r", np.full(6, 0.1), **described)
+        for atlas in ("toy", "old"):
+            write_scores(result, [score_row(result, "V1")], atlas)
+    name = results[0].name.of_group()
+    finer = replace(name, resolution="2").path(tmp_path, extension=".tsv", stat="scores", atlas="old")
+    write_tsv(finer, [{"roi": "V1"}])
+    gone = [name.path(tmp_path, extension=".tsv", stat=stat, atlas="old") for stat in ("scores", "choicecounts")]
+    assert set(gone) <= set(write_group_tables(results, name))
+    for result in results:
+        result.path("scores", None, extension=".tsv", atlas="old").unlink()
+    written = write_group_tables(results, name)
+    assert set(finer.parent.glob("*.tsv")) == {*written, finer}
+    assert set(finer.parent.glob("*.json")) == {sidecar_path(path) for path in written}
+    for result in results:
+        result.path("scores", None, extension=".tsv", atlas="toy").unlink()
+    write_group_tables(results, name)
+    assert [path for path in finer.parent.glob("*_atlas-*") if path != finer] == []

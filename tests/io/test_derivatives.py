@@ -26,7 +26,7 @@ from bids_mllm.io.derivatives import (
 from bids_mllm.io.files import read_tsv
 from bids_mllm.io.grids import VolumeGrid, same_grid
 from bids_mllm.io.maps import load_map
-from bids_mllm.io.results import find_results, roi_tables, stack_maps, table_paths
+from bids_mllm.io.results import find_results, stack_maps, table_paths
 
 MASK = (np.random.default_rng(0).random(SHAPE) > 0.4).ravel()
 GRID = VolumeGrid(SHAPE, AFFINE)
@@ -247,8 +247,16 @@ def test_roi_tables_by_atlas(tmp_path):
     write_table(
         name.path(tmp_path, model="m", stat="layers", atlas="AAL", extension=".tsv"), [{"roi": 2}], {"roi": ""}, {}
     )
-    assert roi_tables(find_results(tmp_path)[0]) == {"AAL": [{"roi": "AAL"}], "Glasser": [{"roi": "Glasser"}]}
+    found = table_paths(find_results(tmp_path)[0], "scores")
+    assert {atlas: read_tsv(path) for atlas, path in found.items()} == {
+        "AAL": [{"roi": "AAL"}], "Glasser": [{"roi": "Glasser"}],
+    }  # fmt: skip
     assert list(table_paths(find_results(tmp_path)[0], "layers")) == ["AAL"]
+    finer = MapName("01", name.task, name.space, "2").path(
+        tmp_path, model="m", stat="layers", atlas="AAL", extension=".tsv"
+    )
+    write_table(finer, [{"roi": 3}], {"roi": ""}, {})
+    assert finer not in table_paths(find_results(tmp_path)[0], "layers").values()
 
 
 def test_maps_of_participants_are_stacked_over_the_voxels_of_any(tmp_path):
