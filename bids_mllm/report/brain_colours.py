@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -21,7 +21,8 @@ _SIDE = 16
 #: What a place is coloured where neither, the first, the second and both models predict it best.
 CORNERS = ("#F7F7F7", "#0072B2", "#E69F00", "#1A1A1A")
 _GREYS = ("#DADADA", "#4D4D4D")
-#: What follows the colours of the style where there is one name more, such as 13 instructions and the film itself.
+#: What follows the colours of the style, or these and their halves, where there is one name more, such as 13 or 26
+#: instructions and the film itself.
 _LAST = "#1A1A1A"
 _KEY_LEFT, _BAR_WIDTH = MAP_WIDTH + 0.035, 0.018
 #: Names in the key of a map of regions; more are told by the map itself.
@@ -180,10 +181,17 @@ def label_paint(positions: FloatArray, names: Sequence[str], *, label: str) -> P
 
 
 def _colours(n_names: int) -> tuple[str, ...]:
-    """Return colours for names; one more than the style has is told apart by a dark one."""
-    if n_names == MAX_DISTINCT_COLOURS + 1:
-        return (*distinct_colours(MAX_DISTINCT_COLOURS), _LAST)
-    return distinct_colours(n_names)
+    """Return colours for names; those that would repeat are half white, and one name more than these is dark.
+
+    Beyond 27 names, such as the regions of an atlas, these colours repeat.
+    """
+    colours = [
+        colour if number // MAX_DISTINCT_COLOURS % 2 == 0 else to_hex(0.5 + 0.5 * np.array(to_rgb(colour)))
+        for number, colour in enumerate(distinct_colours(n_names))
+    ]
+    if n_names in (MAX_DISTINCT_COLOURS + 1, 2 * MAX_DISTINCT_COLOURS + 1):
+        colours = [*_colours(n_names - 1), _LAST]
+    return tuple(colours)
 
 
 def _distinct(n_names: int) -> FloatArray:

@@ -1,5 +1,6 @@
 """Brain maps of the figures, gathered from the maps on disk, and drawn again from their tables."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -9,24 +10,26 @@ from typing import Any
 import numpy as np
 
 from bids_mllm.exceptions import InputDataError, UsageError
+from bids_mllm.group.classes import class_pairs
 from bids_mllm.io.atlas import AtlasFiles, load_atlas
 from bids_mllm.io.derivatives import MapName, sidecar_path
 from bids_mllm.io.files import read_json
 from bids_mllm.io.grids import Grid, ParcelGrid, VolumeGrid, same_grid
-from bids_mllm.io.maps import load_map
 from bids_mllm.io.results import ModelResult
 from bids_mllm.records import BoolArray, FloatArray
 from bids_mllm.report.content import Cell
 from bids_mllm.report.figures import FigureData
 from bids_mllm.workflows.brain_drawing import PREFIX, draw_brain, views_of
 from bids_mllm.workflows.canvas import canvas_of
-from bids_mllm.workflows.figure_tables import figure_name
+from bids_mllm.workflows.figure_tables import classes_of, figure_name
 from bids_mllm.workflows.figures import read_figure
 
 __all__ = ["PREFIX", "brain_figures", "draw_brain", "label_figures"]
 
-#: Pairs of models of a place that are contrasted at most, the first ones.
+#: Pairs of models of a place that are contrasted at most.
 MAX_CONTRASTS = 6
+#: Classes whose best model is contrasted with the best one of every other class before other pairs are.
+_ANCHORS = frozenset({"multimodal", "unimodal"})
 #: Largest false discovery rate of a significant place.
 LEVEL = 0.05
 _LEAST_TOP = 0.05
@@ -101,20 +104,26 @@ def label_figures(output_dir: Path, result: ModelResult, atlases: Sequence[Atlas
 
 
 def _labels_of_participants(output_dir: Path, result: ModelResult, grid: Grid) -> list[FigureData]:
-    """Return for the group the regions that were drawn for the first participant on the same grid, by atlas."""
-    pattern = figure_name(replace(result.name, participant="*"), "maplabels", atlas="*")
+    """Return by atlas the regions that were drawn for the first participant of the group on the same grid.
+
+    What cannot be read is passed over, since those of another participant do as well.
+    """
     found: dict[str, FigureData] = {}
-    for path in sorted(output_dir.glob(f"sub-*/figures/{pattern}.json")):
-        atlas = path.name.partition("_atlas-")[2].partition("_")[0]
-        try:
-            data = read_figure(path)
-            own_grid = load_map(output_dir / data.options["Sources"][0])[1]
-        except (InputDataError, OSError):
-            continue
-        if atlas not in found and same_grid(own_grid, grid):
-            options = {**data.options, "Sources": [_relative(output_dir, result, ("r", "best"))]}
-            name = figure_name(result.name, "maplabels", atlas=atlas)
-            found[atlas] = replace(data, name=name, options=options)
+    for label in result.sidecar().get("Participants", ()):
+        one = replace(result, name=replace(result.name, participant=label))
+        pattern = figure_name(one.name, "maplabels", atlas="*")
+        for path in sorted((output_dir / f"sub-{label}" / "figures").glob(f"{pattern}.json")):
+            atlas = path.name.partition("_atlas-")[2].partition("_")[0]
+            if atlas in found:
+                continue
+            try:
+                data, own_grid = read_figure(path), one.map("r", "best")[1]
+            except (InputDataError, OSError, EOFError, ValueError, KeyError, IndexError, zlib.error):
+                continue
+            if same_grid(own_grid, grid):
+                options = {**data.options, "Sources": [_relative(output_dir, result, ("r", "best"))]}
+                name = figure_name(result.name, "maplabels", atlas=atlas)
+                found[atlas] = replace(data, name=name, options=options)
     return list(found.values())
 
 
@@ -237,7 +246,9 @@ def _contrasts(
 ) -> list[FigureData]:
     figures = []
     views = [view for view in views_of(results[0].name.space, grid) if view != "glass"]
-    for one, two in list(combinations(range(len(results)), 2))[:MAX_CONTRASTS]:
+    pairs = _pairs(results, scores)
+    left_out = _left_out(len(results), len(pairs))
+    for one, two in pairs:
         first, second = results[one], results[two]
         names = [first.model, second.model]
         options = _options(output_dir, first, ("r", "best"), views, top=top, names=names, label=R)
@@ -249,12 +260,52 @@ def _contrasts(
                 f"{first.model} and {second.model}",
                 f"Brain maps of the {R} of {first.model} and of {second.model} in {_who(first)}, in two colours.",
                 f"{_mean(first)}{R} of two models at once: blue where {first.model} scores higher, orange where "
-                f"{second.model} does, dark where both do, pale where neither does.{_note(first.name, grid)}",
+                f"{second.model} does, dark where both do, pale where neither does."
+                f"{_unshared(first, second)}{left_out}{_note(first.name, grid)}",
                 _rows(scores[one], value_b=scores[two]),
                 options,
             )
         )
     return figures
+
+
+def _pairs(results: Sequence[ModelResult], scores: Sequence[FloatArray]) -> list[tuple[int, int]]:
+    """Return which results are contrasted, each pair in their order.
+
+    The best model of each class against the best multimodal and the best unimodal one comes first, then other pairs of
+    these best models, then those of all others; a model is the better the higher its mean over all places.
+    """
+    if len(results) < 2:
+        return []
+    finite = [values[np.isfinite(values)] for values in scores]
+    means = [float(own.mean()) if own.size else -np.inf for own in finite]
+    ranked = sorted(range(len(results)), key=lambda number: -means[number])
+    classes = classes_of(results)
+    best: dict[str, int] = {}
+    for number in ranked:
+        best.setdefault(classes[results[number].model], number)
+    of_classes = sorted(class_pairs(classes), key=lambda pair: _ANCHORS.isdisjoint(pair))
+    pairs = [*((best[a], best[b]) for a, b in of_classes), *combinations(ranked, 2)]
+    return list(dict.fromkeys((min(pair), max(pair)) for pair in pairs))[:MAX_CONTRASTS]
+
+
+def _left_out(n_models: int, n_drawn: int) -> str:
+    n_pairs = n_models * (n_models - 1) // 2
+    if n_drawn == n_pairs:
+        return ""
+    return (
+        f" Only {n_drawn} of the {n_pairs} pairs of models are drawn: first those of the best model of each class, by "
+        "the mean over all places, with the best multimodal and the best unimodal one."
+    )
+
+
+def _unshared(first: ModelResult, second: ModelResult) -> str:
+    """Say where two means of the group are not over the same participants."""
+    one, two = (dict.fromkeys(result.sidecar().get("Participants", ())) for result in (first, second))
+    alone = [(first.model, [label for label in one if label not in two])]
+    alone.append((second.model, [label for label in two if label not in one]))
+    words = [f"only {model} has {', '.join(f'sub-{label}' for label in labels)}" for model, labels in alone if labels]
+    return f" The two means are not over the same participants: {' and '.join(words)}." if words else ""
 
 
 def _ceilings(output_dir: Path, result: ModelResult, grid: Grid) -> list[FigureData]:

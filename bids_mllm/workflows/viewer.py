@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from bids_mllm.io.derivatives import sidecar_path
+from bids_mllm.io.files import read_json
 from bids_mllm.io.grids import ParcelGrid
 from bids_mllm.io.maps import load_map
 from bids_mllm.io.results import ModelResult
@@ -98,6 +100,8 @@ def _whole_maps(result: ModelResult, scales: list[Scale], canvas: DrawnCanvas) -
     if result.path("q", "best").is_file():
         q, _ = result.map("q", "best")
         found.append(("held-out r where q <= .05", _SCORES, np.where(np.nan_to_num(q, nan=1.0) <= 0.05, best, np.nan)))
+    if result.path("rthresholded", "best").is_file():
+        found.append(("held-out r where the combined q <= .05", _SCORES, result.map("rthresholded", "best")[0]))
     if result.path("rnormalized", "best").is_file():
         found.append(("r / noise ceiling", _NORMALIZED, result.map("rnormalized", "best")[0]))
     made = [
@@ -114,6 +118,26 @@ def _whole_maps(result: ModelResult, scales: list[Scale], canvas: DrawnCanvas) -
         positions, _ = result.map("bestcondition", None)
         scales.append(viewer.name_scale("condition", conditions))
         made.append(_name_map(result, "best condition", positions, best, len(scales) - 1, canvas))
+    return made + _choices_within_groups(result, best, scales, canvas)
+
+
+def _choices_within_groups(
+    result: ModelResult, best: FloatArray, scales: list[Scale], canvas: DrawnCanvas
+) -> list[ViewerMap]:
+    """Return the best condition within each group of instructions; their scales of names are added to `scales`."""
+    pattern = result.path("bestcondition", "*")
+    made = []
+    for path in sorted(pattern.parent.glob(pattern.name)):
+        group = path.name.partition("_desc-")[2].partition("_")[0]
+        described = read_json(sidecar_path(path))
+        conditions = described["Conditions"]
+        names = described.get("ChosenAmong", conditions)
+        numbers, _ = result.map("bestcondition", group)
+        positions = np.full(numbers.shape, np.nan)
+        for position, name in enumerate(names):
+            positions[numbers == conditions.index(name)] = position
+        scales.append(viewer.name_scale(f"condition of {group}", names))
+        made.append(_name_map(result, f"best condition of {group}", positions, best, len(scales) - 1, canvas))
     return made
 
 

@@ -78,10 +78,19 @@ def test_the_key_of_categories_counts_places():
     assert colours(paint)[4:] == [None, None]
 
 
-@pytest.mark.parametrize("n", [2, 5, 13, 14])
-def test_thirteen_instructions_and_the_film_have_colours_of_their_own(n):
+@pytest.mark.parametrize("n", [2, 5, 13, 14, 15, 20, 26, 27])
+def test_thirteen_instructions_in_two_ways_and_the_film_have_colours_of_their_own(n):
     paint = brain_colours.category_paint(np.arange(float(n)), [str(one) for one in range(n)], label="condition")
     assert len(set(colours(paint))) == n
+    _, figure = texts_of(paint)
+    in_key = [tuple(np.round(patch.get_facecolor()[:3], 3)) for patch in figure.legends[0].get_patches()]
+    assert in_key == colours(paint)
+
+
+def test_colours_that_would_repeat_are_half_white():
+    paint = brain_colours.category_paint(np.arange(27.0), [str(one) for one in range(27)], label="condition")
+    np.testing.assert_allclose(paint.palette[13:26], 0.5 + 0.5 * paint.palette[:13], atol=0.003)
+    assert tuple(np.round(paint.palette[26], 3)) == rounded("#1A1A1A")
 
 
 def test_a_position_without_a_name_is_refused():

@@ -32,7 +32,7 @@ from tests.brain_samples import (
     points_of_voxels,
 )
 
-SIDECAR = {"Layers": [0, 2, 4], "Conditions": ["AR", "VU", "media"]}
+SIDECAR = {"Layers": [0, 2, 4], "Conditions": ["AR", "VU", "media"], "Model": {"Kind": "low-level"}}
 SPACES = {
     "MNI152NLin6Asym": planted_volume,
     "fsaverage5": planted_surface,
@@ -46,10 +46,10 @@ def write(result, stat, desc, values, grid, **sidecar):
     write_map(path, values, np.ones(grid.n_places, dtype=bool), grid, {**SIDECAR, **sidecar})
 
 
-def result_of(folder, space, grid, values, *, participant="01", model="one"):
+def result_of(folder, space, grid, values, *, participant="01", model="one", **sidecar):
     name = MapName(participant, "life", space, extension=map_extension(grid))
     result = ModelResult(name, model, Path(folder))
-    write(result, "r", "best", values, grid)
+    write(result, "r", "best", values, grid, **sidecar)
     return result
 
 
@@ -252,6 +252,58 @@ def test_a_contrast_names_both_maps_and_has_both_values(tmp_path):
     assert [row["value_b"] for row in data.rows] == [None if np.isnan(v) else v for v in other[finite]]
 
 
+def contrasts_of(folder, models, *, participant="01"):
+    """Return the contrasts of models, which are (name, kind, level of the scores, further facts)."""
+    grid, _ = planted_surface()
+    results = [
+        result_of(folder, "fsaverage5", grid, np.full(grid.n_places, level, dtype=np.float32), participant=participant,
+                  model=model, Model={"Kind": kind}, **facts)
+        for model, kind, level, facts in models
+    ]  # fmt: skip
+    return [data for data in brain_figures(folder, results) if data.kind == "map-contrast"]
+
+
+def test_of_many_models_the_best_of_each_class_are_contrasted_and_captions_tell_it(tmp_path):
+    models = [
+        ("a1", "low-level", 0.10, {}), ("a2", "low-level", 0.11, {}), ("b1", "unimodal video", 0.2, {}),
+        ("b2", "unimodal image", 0.3, {}), ("c1", "multimodal", 0.32, {}), ("c2", "multimodal", 0.31, {}),
+        ("d1", "in-context", 0.1, {}), ("e1", "instruction-tuned video", 0.4, {}),
+        ("e2", "instruction-tuned audio", 0.5, {}),
+    ]  # fmt: skip
+    figures = contrasts_of(tmp_path, models)
+    # Names are in the order of the results, pairs in that of the classes: the multimodal and unimodal ones first.
+    assert [tuple(data.options["Names"]) for data in figures] == [
+        ("c1", "e2"), ("b2", "e2"), ("c1", "d1"), ("b2", "d1"), ("b2", "c1"), ("a2", "c1"),
+    ]  # fmt: skip
+    assert all("Only 6 of the 36 pairs of models are drawn" in data.caption for data in figures)
+
+
+def test_all_pairs_of_few_models_are_contrasted_in_the_order_of_the_models(tmp_path):
+    models = [
+        ("melspectrogram", "low-level", 0.1, {}), ("motionenergy", "low-level", 0.2, {}),
+        ("qwen", "instruction-tuned video", 0.15, {}),
+    ]  # fmt: skip
+    figures = contrasts_of(tmp_path, models)
+    assert {tuple(data.options["Names"]) for data in figures} == {
+        ("melspectrogram", "motionenergy"), ("melspectrogram", "qwen"), ("motionenergy", "qwen"),
+    }  # fmt: skip
+    assert any(data.name.endswith("_model-melspectrogram_desc-vsmotionenergy_mapcontrast") for data in figures)
+    assert not any("pairs of models" in data.caption for data in figures)
+
+
+def test_a_contrast_of_means_over_other_participants_says_so(tmp_path):
+    models = [
+        ("one", "low-level", 0.1, {"Participants": ["01", "02"]}),
+        ("three", "low-level", 0.2, {"Participants": ["02", "01"]}),
+        ("two", "low-level", 0.2, {"Participants": ["01", "03", "04"]}),
+    ]
+    figures = contrasts_of(tmp_path, models, participant=None)
+    told = {tuple(data.options["Names"]): data.caption for data in figures}
+    words = "not over the same participants: only one has sub-02 and only two has sub-03, sub-04."
+    assert words in told["one", "two"]
+    assert "same participants" not in told["one", "three"]
+
+
 def atlas_of_two(folder, grid, values):
     """Write an atlas of the planted region and of one at the front on the right; return it and its labels."""
     import nibabel as nib
@@ -289,7 +341,7 @@ def test_an_atlas_that_does_not_serve_the_grid_has_no_map(tmp_path):
 def test_the_group_shows_the_regions_that_were_drawn_for_participants_on_its_grid(tmp_path):
     grid, values = planted_volume()
     atlas, _ = atlas_of_two(tmp_path, grid, values)
-    group = result_of(tmp_path, "MNI152NLin6Asym", grid, values, participant=None)
+    group = result_of(tmp_path, "MNI152NLin6Asym", grid, values, participant=None, Participants=["01", "02"])
     assert [data.kind for data in brain_figures(tmp_path, [group])] == ["map-scores"]
     for label, own in (("01", planted_volume(FLIPPED)[0]), ("02", grid)):
         participant = result_of(tmp_path, "MNI152NLin6Asym", own, values, participant=label)
@@ -299,6 +351,29 @@ def test_the_group_shows_the_regions_that_were_drawn_for_participants_on_its_gri
     assert data.rows == drawn.rows
     assert data.name == "task-life_space-MNI152NLin6Asym_atlas-two_maplabels"
     assert data.options["Sources"][0].startswith("group/func/")
+
+
+def test_the_group_passes_over_regions_of_others_and_of_what_cannot_be_read(tmp_path):
+    grid, values = planted_volume()
+    atlas, _ = atlas_of_two(tmp_path, grid, values)
+    people = ["02", "03", "04", "05"]
+    group = result_of(tmp_path, "MNI152NLin6Asym", grid, values, participant=None, Participants=people)
+    drawn = {}
+    for label in ("01", *people):
+        result = result_of(tmp_path, "MNI152NLin6Asym", grid, values, participant=label)
+        (data,) = label_figures(tmp_path, result, [atlas])
+        drawn[label] = replace(data, options={**data.options, "Names": [f"Back of {label}", "Front"]})
+        write_figures(tmp_path / f"sub-{label}" / "figures", [drawn[label]], output_dir=tmp_path)
+    damaged = replace(group, name=replace(group.name, participant="02")).path("r", "best")
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    (described,) = (tmp_path / "sub-03" / "figures").glob("*_maplabels.json")
+    described.write_text("{")
+    for table in (tmp_path / "sub-04" / "figures").glob("*_maplabels.tsv*"):
+        table.unlink()
+    data = figure_of(brain_figures(tmp_path, [group]), "map-labels")
+    assert data.options["Names"] == ["Back of 05", "Front"]
+    result_of(tmp_path, "MNI152NLin6Asym", grid, values, participant=None, Participants=["02"])
+    assert "map-labels" not in [one.kind for one in brain_figures(tmp_path, [group])]
 
 
 def test_a_written_map_is_drawn_again_to_the_byte(tmp_path):

@@ -91,6 +91,29 @@ def test_the_viewer_holds_the_maps_of_a_volume(tmp_path, participant):
     assert "highest" in block.picture.alt
 
 
+def test_the_viewer_of_the_group_holds_thresholded_scores_and_choices_within_groups(tmp_path):
+    name = MapName(None, "life", "fsaverage5", extension=".func.gii")
+    grid = SurfaceGrid(10242, 10242)
+    tiny, plain = written(tmp_path, name, grid)
+    kept = np.ones(grid.n_places, dtype=bool)
+    best = tiny.map("r", "best")[0]
+    with np.errstate(invalid="ignore"):
+        thresholded = np.where(best > 0.2, best, np.nan)
+    write_map(tiny.path("rthresholded", "best"), thresholded, kept, grid, {})
+    conditions, among = ["media", "generatedAR", "generatedNU", "generatedVU"], ["generatedAR", "generatedVU"]
+    chosen = np.random.default_rng(4).choice([1.0, 3.0], grid.n_places)
+    sidecar = {"Conditions": conditions, "ChosenAmong": among}
+    write_map(tiny.path("bestcondition", "social"), chosen, kept, grid, sidecar)
+    block = viewer_block([tiny, plain])
+    names = [(one["model"], one["name"]) for one in block.content["maps"]]
+    close(block, "tiny", "held-out r where the combined q <= .05", thresholded)
+    codes, scale = codes_of(block, "tiny", "best condition of social")
+    assert scale["names"] == among
+    assert codes.tolist() == np.where(np.nan_to_num(best) > 0, np.where(chosen == 1, 1, 2), 0).tolist()
+    assert names.index(("tiny", "best condition of social")) < names.index(("all models", "noise ceiling"))
+    assert not [one for one in names if one[0] == "plain" and ("combined" in one[1] or "social" in one[1])]
+
+
 def test_the_viewer_draws_the_vertices_of_both_hemispheres(tmp_path):
     results = written(tmp_path, MapName("01", "life", "fsaverage6", extension=".func.gii"), SurfaceGrid(40962, 40962))
     block = viewer_block(results)
