@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from bids_mllm import __version__
 from bids_mllm.exceptions import BidsMllmError, InputDataError
 from bids_mllm.io.files import atomic_path, read_json, read_tsv, write_json, write_tsv
 from bids_mllm.report import (  # noqa: F401 (each registers its drawers)
@@ -37,7 +38,8 @@ FIELDS = ("Kind", "Title", "AltText", "Caption", "Columns", "Options")
 def write_figures(folder: Path, figures: Sequence[FigureData], *, output_dir: Path) -> tuple[Picture, ...]:
     """Write figures as ``NAME.tsv`` (``.tsv.gz`` where long), ``.json``, ``.svg`` and ``.png``.
 
-    Each is drawn from what was written, so that `redraw` gives the same drawing.
+    Each is drawn from what was written, so that `redraw` gives the same drawing; where the table and the JSON are as
+    they were, by the same version of the app, the drawings that are there stay.
 
     Parameters
     ----------
@@ -139,12 +141,22 @@ def _base(path: Path) -> Path:
 def _written(folder: Path, data: FigureData, output_dir: Path) -> Picture:
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / data.name
+    before = _state(base)
     _write_rows(base, data)
     columns = {name: _type_of([row[name] for row in data.rows]) for name in (data.rows[0] if data.rows else {})}
-    values = (data.kind, data.title, data.alt, data.caption, columns, dict(data.options))
-    write_json(base.with_name(base.name + ".json"), dict(zip(FIELDS, values, strict=True)))
-    svg, png = (path.read_bytes() for path in redraw(base.with_name(base.name + ".json"), output_dir=output_dir))
-    return Picture(svg if len(svg) <= LARGE_SVG else _for_page(png), data.alt, data.caption)
+    values = (data.kind, data.title, data.alt, data.caption, columns, dict(data.options), __version__)
+    write_json(base.with_name(base.name + ".json"), dict(zip((*FIELDS, "AppVersion"), values, strict=True)))
+    svg, png = (base.with_name(base.name + extension) for extension in (".svg", ".png"))
+    if _state(base) != before or not (svg.is_file() and png.is_file()):
+        redraw(svg, output_dir=output_dir)
+    shown = svg.read_bytes()
+    return Picture(shown if len(shown) <= LARGE_SVG else _for_page(png.read_bytes()), data.alt, data.caption)
+
+
+def _state(base: Path) -> tuple[bytes, ...]:
+    """Return what the drawing is made from; drawing it again from the same takes time and changes nothing."""
+    paths = [base.with_name(base.name + extension) for extension in (".json", ".tsv", ".tsv.gz")]
+    return tuple(path.read_bytes() if path.is_file() else b"" for path in paths)
 
 
 def _for_page(png: bytes) -> bytes:

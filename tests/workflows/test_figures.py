@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,3 +154,19 @@ def test_figures_that_are_no_longer_made_go_and_files_of_others_stay(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "mine.json", "mine.pdf", *(f"{bars.name}.{extension}" for extension in ("json", "png", "svg", "tsv")),
     ]  # fmt: skip
+
+
+def test_only_what_changed_is_drawn_anew(tmp_path: Path, bars: FigureData, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setitem(DRAWERS, "test-bars", lambda data: drawn.append(data.title) or _bars(data))
+    write_figures(tmp_path, [bars], output_dir=tmp_path)
+    pictures = write_figures(tmp_path, [bars], output_dir=tmp_path)
+    assert drawn == ["Bars"]
+    assert pictures[0].data == (tmp_path / f"{bars.name}.svg").read_bytes()
+    write_figures(tmp_path, [replace(bars, title="Others")], output_dir=tmp_path)
+    assert drawn == ["Bars", "Others"]
+    (tmp_path / f"{bars.name}.png").unlink()
+    write_figures(tmp_path, [replace(bars, title="Others")], output_dir=tmp_path)
+    monkeypatch.setattr(figures_module, "__version__", "99")
+    write_figures(tmp_path, [replace(bars, title="Others")], output_dir=tmp_path)
+    assert drawn == ["Bars", "Others", "Others", "Others"]
