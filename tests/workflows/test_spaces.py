@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bids_mllm.io.grids import SurfaceGrid
-from bids_mllm.io.maps import save_map
+from bids_mllm.io.maps import load_map, save_map
 from bids_mllm.io.results import find_results
 
 OPTIONS = (
@@ -257,9 +257,9 @@ def test_native_spaces_have_tables_of_the_group_but_no_maps(finished, tmp_path):
         target = own / path.parent.relative_to(out) / renamed(path.name, "space-fsaverage5", "space-fsnative")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    result = results_by_place(own, "02")["fsnative"]
-    values, grid = result.map("r", "best")
-    save_map(result.path("r", "best"), np.delete(values, 0), SurfaceGrid(grid.n_left - 1, grid.n_right))
+    for path in (own / "sub-02/func").glob("*_hemi-L_*.func.gii"):
+        values, grid = load_map(path)
+        save_map(path, np.delete(values, 0, axis=-1), SurfaceGrid(grid.n_left - 1, grid.n_right))
     group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1")
     assert group.returncode == 0, group.stderr
     assert not list((own / "group").rglob("*.func.gii"))
