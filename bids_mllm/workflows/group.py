@@ -60,7 +60,7 @@ def missing_participants(settings: Settings) -> list[str]:
     if not missing:
         return []
     return [
-        f"The group is without {', '.join(missing)}: {settings.output_dir} has no results of the participant level of "
+        f"The group is without {', '.join(missing)}: the output folder has no results of the participant level of "
         "them; run it for them, and the group level again."
     ]
 
