@@ -262,7 +262,7 @@ def test_participants_of_the_data_set_without_results_are_told(group, tmp_path):
     (tmp_path / "bids/sub-notes.txt").write_text("no participant")
     ended = group()
     assert ended.status == 0, ended.err
-    told = "The group is without sub-02, sub-03: the output folder has no results of the participant level of them; run it"
+    told = "The group is without sub-02, sub-03: the output folder has no results of the participant level of them;"
     assert told in ended.err
     assert told in page_of(out).partition('id="warnings"')[2].partition("</section>")[0]
     write_outputs(out, "02")
