@@ -22,6 +22,7 @@ from bids_mllm.cli.environment import CACHES
 #: Modules whose name is not that of their package.
 MODULES = {
     "markdown-it-py": "markdown_it",
+    "pillow": "PIL",
     "pybids": "bids",
     "pymoten": "moten",
     "pyyaml": "yaml",
