@@ -43,8 +43,9 @@ def same_pages(expected: Path, found: Path, root: str) -> None:
 
 
 def lines_of(page: Path) -> list[str]:
-    """Return the lines of a report that do not say how it was called."""
-    return [line for line in page.read_text("utf-8").splitlines() if not re.match(r"<div><dt>|<p>Voxelwise ", line)]
+    """Return the lines of a report that do not say how it was called or what that took."""
+    text = contents.RESOURCES.sub("", page.read_text("utf-8"))
+    return [line for line in text.splitlines() if not re.match(r"<div><dt>|<p>Voxelwise ", line)]
 
 
 def differences(expected: Path, found: Path) -> Iterator[str]:
