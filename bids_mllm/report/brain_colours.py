@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, to_hex, to_rgb
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from bids_mllm.records import BoolArray, FloatArray, IntArray
 from bids_mllm.report.colouring import MAP_WIDTH, Colouring
-from bids_mllm.report.style import FAINT, INK, MAX_DISTINCT_COLOURS, distinct_colours, score_colours
+from bids_mllm.report.style import FAINT, INK, name_colours, score_colours
 
 #: Colours of a scale.
 _STEPS = 256
@@ -21,9 +21,6 @@ _SIDE = 16
 #: What a place is coloured where neither, the first, the second and both models predict it best.
 CORNERS = ("#F7F7F7", "#0072B2", "#E69F00", "#1A1A1A")
 _GREYS = ("#DADADA", "#4D4D4D")
-#: What follows the colours of the style, or these and their halves, where there is one name more, such as 13 or 26
-#: instructions and the film itself.
-_LAST = "#1A1A1A"
 _KEY_LEFT, _BAR_WIDTH = MAP_WIDTH + 0.035, 0.018
 #: Names in the key of a map of regions; more are told by the map itself.
 MAX_KEY_NAMES = 40
@@ -180,22 +177,8 @@ def label_paint(positions: FloatArray, names: Sequence[str], *, label: str) -> P
     return Paint(_positions(positions, len(names)), _distinct(len(names)), _key_of_names(texts, title))
 
 
-def _colours(n_names: int) -> tuple[str, ...]:
-    """Return colours for names; those that would repeat are half white, and one name more than these is dark.
-
-    Beyond 27 names, such as the regions of an atlas, these colours repeat.
-    """
-    colours = [
-        colour if number // MAX_DISTINCT_COLOURS % 2 == 0 else to_hex(0.5 + 0.5 * np.array(to_rgb(colour)))
-        for number, colour in enumerate(distinct_colours(n_names))
-    ]
-    if n_names in (MAX_DISTINCT_COLOURS + 1, 2 * MAX_DISTINCT_COLOURS + 1):
-        colours = [*_colours(n_names - 1), _LAST]
-    return tuple(colours)
-
-
 def _distinct(n_names: int) -> FloatArray:
-    return np.array([to_rgb(colour) for colour in _colours(n_names)]).reshape(-1, 3)
+    return np.array([to_rgb(colour) for colour in name_colours(n_names)]).reshape(-1, 3)
 
 
 def _positions(values: FloatArray, n_names: int) -> FloatArray:
@@ -227,7 +210,7 @@ def _add_bar(
 
 
 def _key_of_names(texts: Sequence[str], label: str) -> Callable[[Figure], None]:
-    colours = _colours(len(texts))
+    colours = name_colours(len(texts))
 
     def add_key(figure: Figure) -> None:
         handles = [Patch(facecolor=colour, label=text) for colour, text in zip(colours, texts, strict=True)]

@@ -4,8 +4,9 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), without black and with yellow last: it is pale on white.
@@ -20,6 +21,9 @@ _RAINBOW = (
     "#F7F056", "#F6C141", "#F1932D", "#E8601C", "#DC050C", "#72190E",
 )  # fmt: skip
 MAX_DISTINCT_COLOURS = len(_RAINBOW)
+#: What follows the colours of the style, or these and their halves, where there is one name more, such as 13 or 26
+#: instructions and the film itself.
+_LAST = "#1A1A1A"
 
 # DejaVu ships with matplotlib, which measures with it; Verdana has nearly the same widths.
 CHART_STYLE: Mapping[str, Any] = {
@@ -70,6 +74,20 @@ def distinct_colours(n_colours: int) -> tuple[str, ...]:
         last = MAX_DISTINCT_COLOURS - 1
         return tuple(_RAINBOW[round(i * last / (n_colours - 1))] for i in range(n_colours))
     return tuple(_RAINBOW[i % MAX_DISTINCT_COLOURS] for i in range(n_colours))
+
+
+def name_colours(n_names: int) -> tuple[str, ...]:
+    """Return colours for names; those that would repeat are half white, and one name more than these is dark.
+
+    Beyond 27 names, such as the regions of an atlas, these colours repeat.
+    """
+    colours = [
+        colour if number // MAX_DISTINCT_COLOURS % 2 == 0 else to_hex(0.5 + 0.5 * np.array(to_rgb(colour)))
+        for number, colour in enumerate(distinct_colours(n_names))
+    ]
+    if n_names in (MAX_DISTINCT_COLOURS + 1, 2 * MAX_DISTINCT_COLOURS + 1):
+        colours = [*name_colours(n_names - 1), _LAST]
+    return tuple(colours)
 
 
 def score_colours() -> LinearSegmentedColormap:

@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
 from bids_mllm.records import FloatArray
 from bids_mllm.report.content import Picture, ViewerBlock
 from bids_mllm.report.maps import SpatialImage, anatomy_of
 from bids_mllm.report.packing import packed
-from bids_mllm.report.style import MAX_DISTINCT_COLOURS, distinct_colours, score_colours
+from bids_mllm.report.style import name_colours, score_colours
 from bids_mllm.report.surfaces import Hemispheres, Mesh
 
 #: Bytes of all packed maps of a viewer.
@@ -93,16 +93,8 @@ def name_scale(label: str, names: Sequence[str], *, ordered: bool = False) -> Sc
     if ordered:
         colours = tuple(to_hex(colour) for colour in colormaps["viridis"](np.linspace(0.0, 1.0, len(names))))
     else:
-        colours = _unlike_colours(len(names))
+        colours = name_colours(len(names))
     return Scale(label, colours, tuple(names))
-
-
-def _unlike_colours(n_colours: int) -> tuple[str, ...]:
-    """Return colours of which those that would repeat are half white, since a map has nothing but colours."""
-    colours = [np.asarray(to_rgb(colour)) for colour in distinct_colours(n_colours)]
-    return tuple(
-        to_hex(colour if at < MAX_DISTINCT_COLOURS else 0.5 + 0.5 * colour) for at, colour in enumerate(colours)
-    )
 
 
 def score_codes(values: FloatArray, scale: Scale) -> NDArray[np.uint8]:

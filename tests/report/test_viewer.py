@@ -101,3 +101,8 @@ def test_content_cannot_end_its_element():
     made = block(VolumePlace(SHAPE, AFFINE), [ViewerMap(name, "r", "g", 0, np.zeros(210, dtype=np.uint8))])
     assert "<" not in made.markup
     assert "&" not in made.markup
+
+
+@pytest.mark.parametrize("n_names", [13, 14, 26, 27])
+def test_every_name_of_a_scale_has_a_colour_of_its_own(n_names):
+    assert len(set(name_scale("condition", [f"name{number}" for number in range(n_names)]).colours)) == n_names

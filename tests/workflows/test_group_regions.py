@@ -4,7 +4,7 @@ from bids_mllm.io.derivatives import MapName
 from bids_mllm.io.files import write_tsv
 from bids_mllm.io.results import ModelResult
 from bids_mllm.workflows.group_report import _rois
-from bids_mllm.workflows.group_shown import choice_tables
+from bids_mllm.workflows.group_shown import choice_tables, class_tables, partition_blocks
 
 SCORES = {"r2": 0.1, "cv_r2": 0.1, "r_normalized": 0.3}
 
@@ -63,3 +63,31 @@ def test_native_spaces_show_the_tables_that_the_group_has(tmp_path):
     assert table.rows[0][:3] == ("V1", "m", 0.2)
     (choices,) = choice_tables(results)
     assert choices.rows == (("all", "m", "3", 30, 0.75), ("all", "m", "4", 10, 0.25))
+
+
+def test_classes_are_shown_with_their_unit_and_what_p_can_reach(tmp_path):
+    name = MapName(None, "life", "fsaverage6", None)
+    numbers = {
+        "percent_difference": 12.5, "percent_low": 10, "percent_high": 15, "mean_difference": 0.02, "low": 0.01,
+        "high": 0.03, "p_sign_flip": 0.25, "p_wilcoxon": None, "smallest_p": 0.25,
+    }  # fmt: skip
+    heads = {"roi": "all", "class_a": "instruction-tuned", "class_b": "low-level", **numbers}
+    over = {"unit": "participant", "participant": None, "n_participants": 3, "n_runs": None, **heads}
+    within = {"unit": "run", "participant": "01", "n_participants": None, "n_runs": 4, **heads}
+    write_tsv(name.path(tmp_path, extension=".tsv", stat="classcomparison"), [over, within])
+    first, second = class_tables([ModelResult(name, "m", tmp_path)])
+    tail = (12.5, 10.0, 15.0, 0.02, 0.01, 0.03, 0.25, None, 0.25)
+    assert first.rows == (("all", "instruction-tuned", "low-level", 3, *tail),)
+    assert second.rows == (("sub-01", "instruction-tuned", "low-level", 4, *tail),)
+    assert first.columns[-1] == second.columns[-1] == "Smallest p"
+
+
+def test_pairs_are_shown_for_sets_and_all_places_alone(tmp_path):
+    name = MapName(None, "life", "fsaverage6", None)
+    parts = {"unique_a": 0.02, "unique_b": 0.03, "shared": 0.05, "joint": 0.1, "shared_percent": 50}
+    heads = {"model": "m", "condition_a": "a", "condition_b": "b", "measure": "R2", "n_participants": 2, **parts}
+    regions = (("all", "all"), ("visual", "set"), ("V1", "area"))
+    rows = [{"roi": roi, "kind": kind, **heads} for roi, kind in regions]
+    write_tsv(name.path(tmp_path, extension=".tsv", stat="partition"), rows)
+    (table,) = partition_blocks([ModelResult(name, "m", tmp_path)])
+    assert table.rows == tuple((roi, "m", "a", "b", 0.02, 0.03, 0.05, 0.1, 50.0, 2) for roi in ("all", "visual"))
