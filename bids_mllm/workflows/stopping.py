@@ -2,13 +2,16 @@
 
 The main process and every worker turn the signal into `Terminated`, which unwinds what they do: claims on the feature
 store are released and temporary files removed. Where a long computation keeps the interpreter from seeing the signal,
-a thread ends the process once its time is over.
+a thread ends the process once its time is over. Where the signal comes while Python runs a destructor or another call
+that can raise nothing, the interpreter drops `Terminated`; it is raised again right after.
 """
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection
@@ -23,6 +26,8 @@ WORKER_SECONDS = 8.0
 MAIN_SECONDS = 20.0
 #: Seconds that workers have after the main process passed the signal on, before they are killed.
 CHILDREN_SECONDS = WORKER_SECONDS + 2.0
+#: Seconds between two looks at whether `Terminated` was dropped.
+_LOOK_SECONDS = 0.05
 
 
 _asked = threading.Event()
@@ -50,27 +55,46 @@ class _Guard:
         self._seconds = seconds
         _asked.clear()
         self._over = threading.Event()
+        self._dropped = threading.Event()
         self._read, self._write = os.pipe()
         # The C handler writes here at once, even while the main thread is in a call that does not return.
         os.set_blocking(self._write, False)
         self._old_handler = signal.signal(signal.SIGTERM, _raise_terminated)
         self._old_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._old_hook, sys.unraisablehook = sys.unraisablehook, self._note_dropped
         self._thread = threading.Thread(target=self._watch, name="sigterm", daemon=True)
         self._thread.start()
 
+    def _note_dropped(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        if unraisable.exc_type is Terminated:
+            signal.signal(signal.SIGTERM, _raise_terminated)
+            self._dropped.set()
+        else:
+            self._old_hook(unraisable)
+
     def _watch(self) -> None:
         while number := os.read(self._read, 1):
-            if number[0] == signal.SIGTERM and not self._over.wait(self._seconds):
+            if number[0] == signal.SIGTERM:
+                self._see_to_the_end()
+
+    def _see_to_the_end(self) -> None:
+        until = time.monotonic() + self._seconds
+        while not self._over.wait(_LOOK_SECONDS):
+            if time.monotonic() >= until:
                 os._exit(Terminated.exit_status)
+            if self._dropped.is_set():
+                self._dropped.clear()
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def close(self) -> None:
         """Put back what was there before."""
         signal.set_wakeup_fd(self._old_wakeup)
-        signal.signal(signal.SIGTERM, self._old_handler)
         self._over.set()
         os.close(self._write)
         self._thread.join()
         os.close(self._read)
+        sys.unraisablehook = self._old_hook
+        signal.signal(signal.SIGTERM, self._old_handler)
 
 
 @contextmanager

@@ -175,7 +175,7 @@ def test_a_fast_job_takes_what_a_slow_one_has_only_reserved(film: Path, tiny: st
     slow = start(Job(film, (tiny,), store, slow_log, PER_CHUNK, delay=0.6))
     reserved = store / ".claims"
     # The slow one works on the first chunk and has decoded the second.
-    wait_until(lambda: any(reserved.glob("*-00000.json")) and any(reserved.glob("*-00001-next.json")))
+    wait_until(lambda: any(reserved.glob("*-00000.json")) and any(reserved.glob("[!.]*-00001-next.json")))
     assert finish(start(Job(film, (tiny,), store, log, PER_CHUNK))) == 0
     assert finish(slow) == 0
     assert given(slow_log)["tiny"] == dict.fromkeys(range(8), 1)
@@ -188,7 +188,7 @@ def test_no_job_keeps_more_than_the_chunk_it_works_on_and_the_next(film: Path, t
     held: list[set[str]] = []
 
     def look(_: object) -> None:
-        held.append({path.stem.partition("-")[2] for path in (tmp_path / ".claims").glob("*.json")})
+        held.append({path.stem.partition("-")[2] for path in (tmp_path / ".claims").glob("[!.]*.json")})
 
     extract(film, tasks_of(film, (tiny,), tmp_path, look, delay=0.02), tmp_path)
     assert len(held) == 10
@@ -219,7 +219,7 @@ def test_a_stopped_job_that_comes_back_changes_nothing(film: Path, tiny: str, tm
     alone = tmp_path / "alone"
     extract(film, tasks_of(film, (tiny,), alone), alone)
     sleeper = start(Job(film, (tiny,), store, log, PER_CHUNK, delay=0.02))
-    wait_until(lambda: any((store / ".claims").glob("*-00001-next.json")))
+    wait_until(lambda: any((store / ".claims").glob("[!.]*-00001-next.json")))
     os.kill(sleeper.pid, signal.SIGSTOP)
     fast = start(Job(film, (tiny,), store, other, PER_CHUNK))
     wait_until(lambda: len(given(other).get("tiny", ())) >= 24)

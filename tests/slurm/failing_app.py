@@ -21,9 +21,9 @@ PATIENCE = 60.0
 
 
 def claims_of(store: Path, pid: int) -> list[Path]:
-    """Return the claims that a process holds."""
+    """Return the claims that a process holds; one that is being written has a hidden name of its own."""
     held = []
-    for path in (store / ".claims").glob("*.json"):
+    for path in (store / ".claims").glob("[!.]*.json"):
         try:
             if json.loads(path.read_text())["owner"]["pid"] == pid:
                 held.append(path)

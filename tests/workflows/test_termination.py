@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from bids_mllm.workflows.stopping import end_processes
+from bids_mllm.workflows.stopping import end_processes, terminated_by_sigterm
 
 OPTIONS = (
     "--sloppy", "--confounds", "none", "--alphas", "1", "1e6", "3", "--test-task", "life*", "--participant-label", "01",
@@ -27,7 +27,7 @@ def command(study, out, work, nprocs):
 
 
 def claimed(out):
-    return list((out / "sourcedata/features/.claims").glob("*.json"))
+    return list((out / "sourcedata/features/.claims").glob("[!.]*.json"))
 
 
 def ended(process):
@@ -99,6 +99,55 @@ def test_a_call_that_does_not_return_does_not_hold_the_end_up():
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 143
         assert time.monotonic() - begin > 0.9  # it was given its second
+
+
+DESTRUCTOR = """
+import sys, time
+from bids_mllm.workflows.stopping import terminated_by_sigterm
+
+class Held:
+    def __del__(self):
+        print("ready", flush=True)
+        sys.stdin.readline()
+        for _ in range(1000):
+            pass
+
+try:
+    with terminated_by_sigterm(60.0):
+        for _ in range(2):
+            Held()
+        time.sleep(50)
+finally:
+    print("unwound", flush=True)
+"""
+
+
+def test_the_end_is_raised_again_where_a_destructor_dropped_it():
+    with subprocess.Popen(
+        [sys.executable, "-c", DESTRUCTOR],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for _ in range(2):  # the second destructor drops it once more
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert (out, err) == ("unwound\n", "")
+
+
+def test_other_things_that_cannot_be_raised_are_reported_as_before(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    before = sys.unraisablehook
+    with terminated_by_sigterm(60.0):
+
+        class Broken:
+            def __del__(self):
+                raise ValueError("a fault of its own")
+
+        Broken()
+    assert [args.exc_type for args in reported] == [ValueError]
+    assert sys.unraisablehook is before
 
 
 DEAF = """
