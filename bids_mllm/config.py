@@ -29,6 +29,8 @@ SOLVERS = ("exact", "himalaya")
 CEILINGS = ("auto", "repeats", "participants", "participants-exponential", "none")
 PERMUTATIONS = ("block", "circular")
 FDR = ("bh", "by")
+#: Rows of panels of brain maps, or none.
+MAP_VIEWS = ("glass", "slices", "inflated", "flat", "none")
 DEVICES = r"auto|cpu|cuda(:[0-9]+)?"
 
 
@@ -102,6 +104,7 @@ class Settings:
     clean_workdir: bool = False
     resource_monitor: bool = False
     stages: tuple[str, ...] = STAGES
+    map_views: tuple[str, ...] = MAP_VIEWS[:-1]
     reports_only: bool = False
     boilerplate_only: bool = False
     md_only_boilerplate: bool = False
@@ -307,6 +310,8 @@ def _value_faults(s: Settings) -> list[str]:
         or "bands" in s.feature_table
         or bool(set(s.feature_table) & {m.partition("=")[0].removesuffix("+random") for m in s.models}),
         "--space must name at least one space.": not s.space,
+        f"--map-views are {', '.join(s.map_views)}, but must be one view or more, or none alone.": not s.map_views
+        or ("none" in s.map_views and len(s.map_views) > 1),
         "--stages names no stage; give features, fit or both.": not s.stages,
         f"--layers are {s.layers}, but must be from 0 up (0 = embedding).": any(layer < 0 for layer in s.layers),
         f"--device is {s.device!r}, but must be auto, cpu, cuda or cuda:N.": not re.fullmatch(DEVICES, s.device),
@@ -325,6 +330,7 @@ def _value_faults(s: Settings) -> list[str]:
         "--noise-ceiling": ((s.noise_ceiling,), CEILINGS),
         "--permutation-method": ((s.permutation_method,), PERMUTATIONS),
         "--fdr": ((s.fdr,), FDR),
+        "--map-views": (s.map_views, MAP_VIEWS),
     }
     for name, (given, allowed) in choices.items():
         unknown = ", ".join(value for value in given if value not in allowed)

@@ -338,7 +338,7 @@ GROUP_OPTIONS = frozenset(
     {
         "bids_dir", "output_dir", "analysis_level", "participant_label", "work_dir", "nprocs", "omp_nthreads", "mem",
         "use_plugin", "config_file", "stop_on_first_crash", "clean_workdir", "resource_monitor", "dry_run",
-        "reports_only", "allow_download", "verbose",
+        "reports_only", "map_views", "allow_download", "verbose",
     }
 )  # fmt: skip
 

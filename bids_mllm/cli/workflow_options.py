@@ -5,6 +5,7 @@ from typing import Any
 
 from bids_mllm.cli.presets import PrintPreset, preset_names
 from bids_mllm.cli.spelling import Parser
+from bids_mllm.config import MAP_VIEWS
 
 
 def add_workflow_options(parser: Parser) -> None:
@@ -58,6 +59,15 @@ def add_workflow_options(parser: Parser) -> None:
     add(group, "--stop-on-first-crash", action="store_true", help="end at the first node that fails")
     add(group, "--clean-workdir", action="store_true", help="remove the work folder after success")
     add(group, "--resource-monitor", action="store_true", help="record memory and processor use of every node")
+    add(
+        group,
+        "--map-views",
+        nargs="+",
+        choices=MAP_VIEWS,
+        help="how the brain maps of the reports are drawn: glass (significant scores only), slices, inflated, flat, or "
+        "none, which saves most of the time that reports take; a view that a space does not have is left out (default "
+        "all)",
+    )
     add(
         group,
         "--sloppy",

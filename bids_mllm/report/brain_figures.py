@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bids_mllm.records import BoolArray, FloatArray, IntArray
+from bids_mllm.records import FloatArray, IntArray
 from bids_mllm.report.brain_colours import Paint, places_in_palette
 from bids_mllm.report.colouring import MAP_WIDTH, Colouring
 from bids_mllm.report.maps import WIDTH, SpatialImage, draw_cuts, row_heights
@@ -145,20 +144,6 @@ def _mesh(hemispheres: Hemispheres | None, side: str) -> Mesh:
     return mesh
 
 
-@dataclass(frozen=True, eq=False)
-class _Smooth:
-    """A hemisphere without its sulci."""
-
-    points: FloatArray
-    faces: IntArray
-    sulci: BoolArray | None = None
-
-
-@lru_cache(maxsize=8)
-def _smooth(mesh: Mesh) -> Mesh:
-    return _Smooth(mesh.points, mesh.faces)
-
-
 def _panel(figure: Figure, box: tuple[float, float, float, float]) -> Axes:
     axes = figure.add_axes(box)
     axes.set_axis_off()
@@ -178,7 +163,7 @@ def _draw_view(axes: Axes, mesh: Mesh, side: str, name: str, brain: Brain, paint
     pixels = view_pixels(view, ranks, paint.colouring)
     if paint.plain:
         bare = (view.vertex >= 0) & (seen < 0)
-        light = view_of(_smooth(mesh), side, name).grey[bare]
+        light = view.relief[bare]
         pixels[bare, :3] = np.round(_PLAIN * (1 - _RELIEF + _RELIEF * light / light.max(initial=1e-6)))[:, None]
     axes.imshow(pixels, interpolation="antialiased")
     return seen

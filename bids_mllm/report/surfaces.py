@@ -88,11 +88,14 @@ class View:
     vertex : (height, width) int
         The vertex that is seen at each pixel, -1 beside the surface; the first row is the upper one.
     grey : (height, width) float
-        How bright the bare surface is.
+        How bright the bare surface is, darker in sulci.
+    relief : (height, width) float
+        The same without sulci: 1 where the surface faces the viewer.
     """
 
     vertex: IntArray
     grey: FloatArray
+    relief: FloatArray
 
 
 def score_surface(
@@ -265,7 +268,10 @@ def view_of(mesh: Mesh, side: str, name: str, n_pixels: int = _PIXELS) -> View:
     flat = (flat - low) * scale
     width, height = (int(extent) + 1 for extent in np.ceil(flat.max(axis=0)))
     vertex = _seen(flat, sign * points[:, 0], np.asarray(mesh.faces), (height, width))
-    return View(vertex, _brightness(mesh, points, vertex))
+    bare = _GYRUS if mesh.sulci is None else np.where(mesh.sulci, _SULCUS, _GYRUS)
+    relief = _relief(mesh, points)
+    grey, plain = (np.where(vertex >= 0, shades[np.maximum(vertex, 0)], 1.0) for shades in (bare * relief, relief))
+    return View(vertex, grey, plain)
 
 
 def _seen(flat: FloatArray, nearness: FloatArray, faces: IntArray, shape: tuple[int, int]) -> IntArray:
@@ -306,15 +312,13 @@ def _cross(one: FloatArray, two: FloatArray) -> FloatArray:
     return product
 
 
-def _brightness(mesh: Mesh, points: FloatArray, vertex: IntArray) -> FloatArray:
-    """Return the grey of the bare surface at each pixel, darker in sulci and where it turns away."""
+def _relief(mesh: Mesh, points: FloatArray) -> FloatArray:
+    """Return how bright each vertex is: 1 where the surface faces the viewer, _AMBIENT where it turns away."""
     corners = points[np.asarray(mesh.faces)]
     across = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals = np.zeros_like(points)
     for corner in range(3):
         np.add.at(normals, np.asarray(mesh.faces)[:, corner], across)
     length = np.linalg.norm(normals, axis=1)
-    towards = np.abs(normals[:, 0]) / np.where(length > 0, length, 1.0)
-    base = np.full(len(points), _GYRUS) if mesh.sulci is None else np.where(mesh.sulci, _SULCUS, _GYRUS)
-    shades = base * (_AMBIENT + (1.0 - _AMBIENT) * towards)
-    return np.where(vertex >= 0, shades[np.maximum(vertex, 0)], 1.0)
+    relief: FloatArray = _AMBIENT + (1.0 - _AMBIENT) * np.abs(normals[:, 0]) / np.where(length > 0, length, 1.0)
+    return relief

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from bids_mllm.io.files import read_json
 from bids_mllm.io.grids import Grid, ParcelGrid, VolumeGrid, same_grid
 from bids_mllm.io.results import ModelResult
 from bids_mllm.records import BoolArray, FloatArray
+from bids_mllm.report.brain_figures import VIEWS
 from bids_mllm.report.content import Cell
 from bids_mllm.report.figures import FigureData
 from bids_mllm.workflows.brain_drawing import PREFIX, draw_brain, views_of
@@ -34,10 +35,33 @@ _ANCHORS = frozenset({"multimodal", "unimodal"})
 LEVEL = 0.05
 _LEAST_TOP = 0.05
 R = "held-out r"
+#: Views of significant scores only: the glass brain has the highest value along each line of sight, which tells nothing
+#: of maps that are shown wherever they are above 0.
+_FOR_SIGNIFICANCE = frozenset({"glass"})
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The grid of the maps of a place, and the views in which they are drawn."""
+
+    grid: Grid
+    views: tuple[str, ...]
+
+    def everywhere(self) -> tuple[str, ...]:
+        """Return the views of maps that are not limited to significant places."""
+        return tuple(view for view in self.views if view not in _FOR_SIGNIFICANCE)
+
+
+def _shown(name: MapName, grid: Grid, views: Sequence[str]) -> _Shown:
+    return _Shown(grid, tuple(view for view in views_of(name.space, grid) if view in views))
 
 
 def brain_figures(
-    output_dir: Path, results: Sequence[ModelResult], *, atlases: Sequence[AtlasFiles] = ()
+    output_dir: Path,
+    results: Sequence[ModelResult],
+    *,
+    atlases: Sequence[AtlasFiles] = (),
+    views: Sequence[str] = VIEWS,
 ) -> list[FigureData]:
     """Return the brain maps of some results that are on disk.
 
@@ -49,37 +73,41 @@ def brain_figures(
         All of one participant, or all of the group.
     atlases
         Whose regions are shown; of the group without any, those that were drawn for participants.
+    views
+        Rows of panels that are drawn where a place has them: glass, slices, inflated, flat.
 
     Returns
     -------
     figures : list of FigureData
         For each place its noise ceiling, the regions of the atlases and contrasts of models; for each model its
         scores, these with significance, its best layer and its best condition, over all and within each group of
-        instructions. Places without voxels, and whose surfaces are not at hand, have none.
+        instructions. Places that have none of the views, such as parcels, have no figures.
     """
     figures: list[FigureData] = []
     for name in dict.fromkeys(result.name for result in results):
         own = [result for result in results if result.name == name]
-        grid = own[0].map("r", "best")[1]
-        if not views_of(name.space, grid):
+        shown = _shown(name, own[0].map("r", "best")[1], views)
+        if not shown.views:
             continue
         scores = [result.map("r", "best")[0] for result in own]
         top = _top(np.stack(scores))
         for result, values in zip(own, scores, strict=True):
-            figures += _figures_of_model(output_dir, result, values, grid, top)
-        figures += _contrasts(output_dir, own, scores, grid, top)
-        figures += _ceilings(output_dir, own[0], grid)
-        labels = label_figures(output_dir, own[0], atlases)
-        figures += labels or (_labels_of_participants(output_dir, own[0], grid) if name.participant is None else [])
+            figures += _figures_of_model(output_dir, result, values, shown, top)
+        figures += _contrasts(output_dir, own, scores, shown, top)
+        figures += _ceilings(output_dir, own[0], shown)
+        labels = label_figures(output_dir, own[0], atlases, views=views)
+        figures += labels or (_labels_of_participants(output_dir, own[0], shown) if name.participant is None else [])
     return figures
 
 
-def label_figures(output_dir: Path, result: ModelResult, atlases: Sequence[AtlasFiles]) -> list[FigureData]:
+def label_figures(
+    output_dir: Path, result: ModelResult, atlases: Sequence[AtlasFiles], *, views: Sequence[str] = VIEWS
+) -> list[FigureData]:
     """Return the regions of atlases on the grid of a result; none of those that do not serve it."""
     grid = result.map("r", "best")[1]
-    views = [view for view in views_of(result.name.space, grid) if view != "glass"]
+    shown = _shown(result.name, grid, views)
     figures = []
-    for files in atlases if views and not isinstance(grid, ParcelGrid) else ():
+    for files in atlases if shown.everywhere() and not isinstance(grid, ParcelGrid) else ():
         try:
             atlas = load_atlas(files, grid, np.ones(grid.n_places, dtype=bool))
         except UsageError:
@@ -95,15 +123,15 @@ def label_figures(output_dir: Path, result: ModelResult, atlases: Sequence[Atlas
                 figure_name(result.name, "maplabels", atlas=files.name),
                 f"Regions of {files.name}",
                 f"Brain maps of the {len(names)} regions of the atlas {files.name}.",
-                f"The {len(names)} regions of {files.name} that the tables average over.{_note(result.name, grid)}",
+                f"The {len(names)} regions of {files.name} that the tables average over.{_note(result.name, shown)}",
                 _rows(positions),
-                _options(output_dir, result, ("r", "best"), views, names=names, label=files.name),
+                _options(output_dir, result, ("r", "best"), shown.everywhere(), names=names, label=files.name),
             )
         )
     return figures
 
 
-def _labels_of_participants(output_dir: Path, result: ModelResult, grid: Grid) -> list[FigureData]:
+def _labels_of_participants(output_dir: Path, result: ModelResult, shown: _Shown) -> list[FigureData]:
     """Return by atlas the regions that were drawn for the first participant of the group on the same grid.
 
     What cannot be read is passed over, since those of another participant do as well.
@@ -120,27 +148,32 @@ def _labels_of_participants(output_dir: Path, result: ModelResult, grid: Grid) -
                 data, own_grid = read_figure(path), one.map("r", "best")[1]
             except (InputDataError, OSError, EOFError, ValueError, KeyError, IndexError, zlib.error):
                 continue
-            if same_grid(own_grid, grid):
-                options = {**data.options, "Sources": [_relative(output_dir, result, ("r", "best"))]}
+            if same_grid(own_grid, shown.grid) and shown.everywhere():
+                sources = [_relative(output_dir, result, ("r", "best"))]
+                options = {**data.options, "Sources": sources, "Views": list(shown.everywhere())}
                 name = figure_name(result.name, "maplabels", atlas=atlas)
                 found[atlas] = replace(data, name=name, options=options)
     return list(found.values())
 
 
 def _figures_of_model(
-    output_dir: Path, result: ModelResult, values: FloatArray, grid: Grid, top: float
+    output_dir: Path, result: ModelResult, values: FloatArray, shown: _Shown, top: float
 ) -> list[FigureData]:
     significant, rule = _significance(result)
-    figures = [_scores(output_dir, result, values, grid, top)]
+    figures = []
+    if shown.everywhere():
+        figures.append(_scores(output_dir, result, values, shown, top))
     if significant is not None:
-        figures.append(_thresholded(output_dir, result, values, significant, grid, top, rule))
+        figures.append(_thresholded(output_dir, result, values, significant, shown, top, rule))
+    if not shown.everywhere():
+        return figures
     positive = np.nan_to_num(values) > 0
     some = significant is not None and bool(significant.any())
-    shown, where = (significant, rule) if significant is not None and some else (positive, f"{R} is above 0")
+    at, where = (significant, rule) if significant is not None and some else (positive, f"{R} is above 0")
     sidecar = result.sidecar()
     if len(sidecar["Layers"]) > 1 and result.path("bestlayer", None).is_file():
-        figures.append(_layers(output_dir, result, sidecar["Layers"], shown, grid, where))
-    figures += _categories(output_dir, result, shown, grid, where)
+        figures.append(_layers(output_dir, result, sidecar["Layers"], at, shown, where))
+    figures += _categories(output_dir, result, at, shown, where)
     return figures
 
 
@@ -155,23 +188,28 @@ def _significance(result: ModelResult) -> tuple[BoolArray | None, str]:
     return None, ""
 
 
-def _scores(output_dir: Path, result: ModelResult, values: FloatArray, grid: Grid, top: float) -> FigureData:
-    views = views_of(result.name.space, grid)
+def _scores(output_dir: Path, result: ModelResult, values: FloatArray, shown: _Shown, top: float) -> FigureData:
     return FigureData(
         f"{PREFIX}scores",
         figure_name(result.name, "mapscores", model=result.model),
         f"Scores of {result.model}",
-        f"Brain maps of the {R} of {result.model} in {_who(result)}; {_peak(result.name, grid, values)}.",
-        f"{_mean(result)}{R} of {result.model}; where it is not above 0 nothing is coloured.{_note(result.name, grid)}",
+        f"Brain maps of the {R} of {result.model} in {_who(result)}; {_peak(result.name, shown.grid, values)}.",
+        f"{_mean(result)}{R} of {result.model}; where it is not above 0 nothing is coloured."
+        f"{_note(result.name, shown)}",
         _rows(values),
-        _options(output_dir, result, ("r", "best"), views, top=top, label=R),
+        _options(output_dir, result, ("r", "best"), shown.everywhere(), top=top, label=R),
     )
 
 
 def _thresholded(
-    output_dir: Path, result: ModelResult, values: FloatArray, significant: BoolArray, grid: Grid, top: float, rule: str
+    output_dir: Path,
+    result: ModelResult,
+    values: FloatArray,
+    significant: BoolArray,
+    shown: _Shown,
+    top: float,
+    rule: str,
 ) -> FigureData:
-    views = views_of(result.name.space, grid)
     share = f"{int(significant.sum())} of {int(np.isfinite(values).sum())} {result.name.units}"
     return FigureData(
         f"{PREFIX}thresholded",
@@ -179,34 +217,34 @@ def _thresholded(
         f"Significant scores of {result.model}",
         f"Brain maps of the {R} of {result.model} in {_who(result)}, coloured in the {share} where {rule}.",
         f"{_mean(result)}{R} of {result.model}: in colour where {rule} ({share}), in grey elsewhere above 0."
-        f"{_note(result.name, grid)}",
+        f"{_note(result.name, shown)}",
         _rows(values, significant=np.where(np.isfinite(values), significant, np.nan)),
-        _options(output_dir, result, ("r", "best"), views, top=top, label=R),
+        _options(output_dir, result, ("r", "best"), shown.views, top=top, label=R),
     )
 
 
 def _layers(
-    output_dir: Path, result: ModelResult, layers: Sequence[int], shown: BoolArray, grid: Grid, where: str
+    output_dir: Path, result: ModelResult, layers: Sequence[int], at: BoolArray, shown: _Shown, where: str
 ) -> FigureData:
     values, _ = result.map("bestlayer", None)
-    values = np.where(shown, values, np.nan)
-    views = [view for view in views_of(result.name.space, grid) if view != "glass"]
+    values = np.where(at, values, np.nan)
+    names = [int(one) for one in layers]
     return FigureData(
         f"{PREFIX}layer",
         figure_name(result.name, "maplayer", model=result.model),
         f"Best layer of {result.model}",
         f"Brain maps of the layer of {result.model} with the highest training-internal score in {_who(result)}.",
-        f"Best layer of {result.model}, chosen inside training, where {where}.{_note(result.name, grid)}",
+        f"Best layer of {result.model}, chosen inside training, where {where}.{_note(result.name, shown)}",
         _rows(values),
-        _options(output_dir, result, ("bestlayer", None), views, names=[int(one) for one in layers], label="layer"),
+        _options(output_dir, result, ("bestlayer", None), shown.everywhere(), names=names, label="layer"),
     )
 
 
-def _categories(output_dir: Path, result: ModelResult, shown: BoolArray, grid: Grid, where: str) -> list[FigureData]:
+def _categories(output_dir: Path, result: ModelResult, at: BoolArray, shown: _Shown, where: str) -> list[FigureData]:
     """Best condition over all, and within each group of instructions where there is a map of it."""
     pattern = result.path("bestcondition", "*")
     descs = [path.name.partition("_desc-")[2].partition("_")[0] for path in sorted(pattern.parent.glob(pattern.name))]
-    views = [view for view in views_of(result.name.space, grid) if view != "glass"]
+    views = shown.everywhere()
     figures = []
     for desc in [None, *descs]:
         path = result.path("bestcondition", desc)
@@ -215,7 +253,7 @@ def _categories(output_dir: Path, result: ModelResult, shown: BoolArray, grid: G
         names = [str(one) for one in described.get("ChosenAmong", conditions)]
         if len(names) < 2:
             continue
-        values = _among(np.where(shown, result.map("bestcondition", desc)[0], np.nan), conditions, names)
+        values = _among(np.where(at, result.map("bestcondition", desc)[0], np.nan), conditions, names)
         within = f" among the instructions of the group {desc}" if desc else ""
         figures.append(
             FigureData(
@@ -225,7 +263,7 @@ def _categories(output_dir: Path, result: ModelResult, shown: BoolArray, grid: G
                 f"Brain maps of the condition of {result.model} with the highest training-internal score{within} in "
                 f"{_who(result)}.",
                 f"Best condition of {result.model}{within}, chosen inside training, where {where}; the key counts "
-                f"{result.name.units}.{_note(result.name, grid)}",
+                f"{result.name.units}.{_note(result.name, shown)}",
                 _rows(values),
                 _options(output_dir, result, ("bestcondition", desc), views, names=names, label="condition"),
             )
@@ -242,11 +280,11 @@ def _among(values: FloatArray, conditions: Sequence[str], names: Sequence[str]) 
 
 
 def _contrasts(
-    output_dir: Path, results: Sequence[ModelResult], scores: Sequence[FloatArray], grid: Grid, top: float
+    output_dir: Path, results: Sequence[ModelResult], scores: Sequence[FloatArray], shown: _Shown, top: float
 ) -> list[FigureData]:
     figures = []
-    views = [view for view in views_of(results[0].name.space, grid) if view != "glass"]
-    pairs = _pairs(results, scores)
+    views = shown.everywhere()
+    pairs = _pairs(results, scores) if views else []
     left_out = _left_out(len(results), len(pairs))
     for one, two in pairs:
         first, second = results[one], results[two]
@@ -261,7 +299,7 @@ def _contrasts(
                 f"Brain maps of the {R} of {first.model} and of {second.model} in {_who(first)}, in two colours.",
                 f"{_mean(first)}{R} of two models at once: blue where {first.model} scores higher, orange where "
                 f"{second.model} does, dark where both do, pale where neither does."
-                f"{_unshared(first, second)}{left_out}{_note(first.name, grid)}",
+                f"{_unshared(first, second)}{left_out}{_note(first.name, shown)}",
                 _rows(scores[one], value_b=scores[two]),
                 options,
             )
@@ -308,9 +346,9 @@ def _unshared(first: ModelResult, second: ModelResult) -> str:
     return f" The two means are not over the same participants: {' and '.join(words)}." if words else ""
 
 
-def _ceilings(output_dir: Path, result: ModelResult, grid: Grid) -> list[FigureData]:
+def _ceilings(output_dir: Path, result: ModelResult, shown: _Shown) -> list[FigureData]:
     ceiling = _OfPlace(result.name, "", output_dir)
-    if not ceiling.path("noiseceiling", None).is_file():
+    if not shown.everywhere() or not ceiling.path("noiseceiling", None).is_file():
         return []
     values, _ = ceiling.map("noiseceiling", None)
     if not np.isfinite(values).any():
@@ -321,16 +359,13 @@ def _ceilings(output_dir: Path, result: ModelResult, grid: Grid) -> list[FigureD
             f"{PREFIX}ceiling",
             figure_name(result.name, "mapceiling"),
             "Noise ceiling",
-            f"Brain maps of the noise ceiling in {_who(result)}; {_peak(result.name, grid, values)}.",
+            f"Brain maps of the noise ceiling in {_who(result)}; {_peak(result.name, shown.grid, values)}.",
             f"{_mean(result)}{label}: the highest correlation that a prediction can have on average, given the noise "
-            f"of the data.{_note(result.name, grid)}",
+            f"of the data.{_note(result.name, shown)}",
             _rows(values),
-            _options(
-                output_dir, ceiling, ("noiseceiling", None), views_of(result.name.space, grid), top=_top(values),
-                label=label,
-            ),
+            _options(output_dir, ceiling, ("noiseceiling", None), shown.everywhere(), top=_top(values), label=label),
         )
-    ]  # fmt: skip
+    ]
 
 
 class _OfPlace(ModelResult):
@@ -355,11 +390,11 @@ def _mean(result: ModelResult) -> str:
     return "Mean over participants of the " if result.name.participant is None else "The "
 
 
-def _note(name: MapName, grid: Grid) -> str:
+def _note(name: MapName, shown: _Shown) -> str:
     """Say what the drawing does not tell by itself, as a sentence with a space before it."""
-    if isinstance(grid, VolumeGrid) and "flat" in views_of(name.space, grid):
+    if isinstance(shown.grid, VolumeGrid) and {"inflated", "flat"} & set(shown.views):
         return " Surfaces are those of fsaverage5; each vertex shows the voxel at the middle of the cortex."
-    note = canvas_of(name, grid).note
+    note = canvas_of(name, shown.grid).note
     return f" {note}" if note else ""
 
 

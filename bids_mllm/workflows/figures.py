@@ -30,6 +30,8 @@ PLAIN_ROWS = 20_000
 LARGE_SVG = 150_000
 PAGE_WIDTH = 1100
 PAGE_QUALITY = 75
+#: Of 0 to 6: this one takes a third of the time of the usual 4, for 5 % more bytes.
+PAGE_EFFORT = 2
 DPI = 150
 EXTENSIONS = (".tsv.gz", ".tsv", ".svg", ".png", ".json")
 FIELDS = ("Kind", "Title", "AltText", "Caption", "Columns", "Options")
@@ -169,7 +171,7 @@ def _for_page(png: bytes) -> bytes:
     if shown.width > PAGE_WIDTH:
         size = PAGE_WIDTH, round(shown.height * PAGE_WIDTH / shown.width)
         shown = shown.resize(size, Image.Resampling.LANCZOS)
-    shown.save(buffer, "WEBP", quality=PAGE_QUALITY)
+    shown.save(buffer, "WEBP", quality=PAGE_QUALITY, method=PAGE_EFFORT)
     return buffer.getvalue()
 
 

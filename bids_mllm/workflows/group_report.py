@@ -63,7 +63,7 @@ def write_group_report(
         viewer=() if viewer is None else (viewer,),
         maps=tuple(ModelPictures(p.model, p.pictures[:1]) for p in pictures),
         best_maps=tuple(ModelPictures(p.model, p.pictures[1:]) for p in pictures if len(p.pictures) > 1),
-        figures=figure_blocks(results),
+        figures=figure_blocks(results, views=settings.map_views),
         choices=choice_tables(results),
         roi_tables=roi_tables,
         explorer=explorer_blocks(results),

@@ -8,6 +8,7 @@ from bids_mllm.group.tables import MIN_COVERAGE
 from bids_mllm.io.atlas import AtlasFiles
 from bids_mllm.io.files import iter_tsv
 from bids_mllm.io.results import ModelResult, table_paths
+from bids_mllm.report.brain_figures import VIEWS
 from bids_mllm.report.content import Block, Bullets, Heading, Paragraph, Picture
 from bids_mllm.report.figures import FigureData
 from bids_mllm.workflows.brain_drawing import PREFIX, views_of
@@ -46,7 +47,11 @@ def figures_folder(output_dir: Path, participant: str | None) -> Path:
 
 
 def figure_blocks(
-    results: Sequence[ModelResult], *, participant: str | None = None, atlases: Sequence[AtlasFiles] = ()
+    results: Sequence[ModelResult],
+    *,
+    participant: str | None = None,
+    atlases: Sequence[AtlasFiles] = (),
+    views: Sequence[str] = VIEWS,
 ) -> Mapping[str, tuple[Block, ...]]:
     """Write every figure that the outputs allow, and return what each section of the page shows of them.
 
@@ -58,6 +63,8 @@ def figure_blocks(
         Label of the one whose page it is; None for the page of the group.
     atlases
         Whose regions are shown.
+    views
+        Rows of panels of the brain maps: glass, slices, inflated, flat.
 
     Returns
     -------
@@ -68,7 +75,7 @@ def figure_blocks(
         return {}
     output_dir = results[0].output_dir
     found = [
-        *brain_figures(output_dir, results if participant else group_models(results), atlases=atlases),
+        *brain_figures(output_dir, results if participant else group_models(results), atlases=atlases, views=views),
         *chart_figures(results, participant=participant),
     ]
     folder = figures_folder(output_dir, participant)

@@ -264,7 +264,7 @@ def write_participant_report(
         scores=(score_table(results), *comparison_tables(results)) if results else (),
         viewer=() if viewer is None else (viewer,),
         maps=best_maps(without_figures(results)),
-        figures=figure_blocks(results, participant=design.participant, atlases=atlases),
+        figures=figure_blocks(results, participant=design.participant, atlases=atlases, views=plan.settings.map_views),
         roi_tables=region_tables(results),
         explorer=explorer_blocks(results),
         resources=(resources_table(plan.settings.output_dir, design.participant),),

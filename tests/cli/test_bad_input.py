@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-FAST = ("--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "3")
+FAST = ("--map-views", "none", "--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "3")
 SPACE = "MNI152NLin2009cAsym"
 
 

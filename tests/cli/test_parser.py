@@ -124,6 +124,7 @@ USES: dict[str, tuple[list[str], str, object]] = {
     "--stop-on-first-crash": ([], "stop_on_first_crash", True),
     "--clean-workdir": ([], "clean_workdir", True),
     "--resource-monitor": ([], "resource_monitor", True),
+    "--map-views": (["flat", "glass"], "map_views", ("flat", "glass")),
     "--sloppy": ([], "sloppy", True),
     "--dry-run": ([], "dry_run", True),
     "--stages": (["fit"], "stages", ("fit",)),

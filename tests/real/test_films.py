@@ -27,7 +27,7 @@ def test_real_films_run_to_the_end(tmp_path):
         [
             str(bids), str(out), "participant", "--sloppy", "--models", "motionenergy", "melspectrogram", model,
             "--instructions", "AR", "NU", "--poolings", "last", "media", "--high-pass", "0.02",
-            "--alphas", "1", "1e6", "4", *common,
+            "--alphas", "1", "1e6", "4", "--map-views", "none", *common,
         ]
     )  # fmt: skip
     assert status == 0

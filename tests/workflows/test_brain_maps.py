@@ -187,13 +187,34 @@ def test_every_map_on_disk_is_gathered_and_drawn(tmp_path, participant):
     }  # fmt: skip
     assert len({data.name for data in figures}) == len(figures)
     for data in figures:
-        views = data.options["Views"]
-        assert views == (["glass"] if data.kind in ("map-scores", "map-thresholded", "map-ceiling") else []) + [
-            "slices", "inflated", "flat",
-        ]  # fmt: skip
+        glass = ["glass"] if data.kind == "map-thresholded" else []
+        assert data.options["Views"] == [*glass, "slices", "inflated", "flat"]
         assert draw_brain(through_files(tmp_path, data), tmp_path).axes
     who = "sub-01" if participant else "the group"
     assert all(who in data.alt for data in figures)
+
+
+def test_only_the_views_that_are_asked_for_are_drawn(tmp_path):
+    one, two, grid, left = several(tmp_path)
+    atlas, _ = atlas_of_two(tmp_path, grid, left)
+
+    def views(*asked):
+        return {(data.kind, *data.options["Views"])
+                for data in brain_figures(tmp_path, [one, two], atlases=[atlas], views=asked)}  # fmt: skip
+
+    kinds = {data.kind for data in brain_figures(tmp_path, [one, two], atlases=[atlas])}
+    assert "map-labels" in kinds
+    assert views("slices", "flat") == {(kind, "slices", "flat") for kind in kinds}
+    assert views("glass") == {("map-thresholded", "glass")}
+    assert views("none") == set()
+
+
+def test_the_surfaces_are_named_where_one_is_drawn(tmp_path):
+    one, two, *_ = several(tmp_path)
+    for views, named in ((("inflated",), True), (("slices",), False)):
+        captions = [data.caption for data in brain_figures(tmp_path, [one, two], views=views)]
+        assert captions
+        assert {"fsaverage5" in caption for caption in captions} == {named}
 
 
 def test_models_of_one_place_share_the_top_of_their_scale(tmp_path):

@@ -17,7 +17,7 @@ from bids_mllm.io.results import find_results
 
 COMMON = (
     "--sloppy", "--nprocs", "1", "--confounds", "motion", "--models", "melspectrogram", "--permutations", "199",
-    "--block-length", "3",
+    "--block-length", "3", "--map-views", "none",
 )  # fmt: skip
 # Voxels below the cortex in a den-91k file.
 N_BELOW = 31870

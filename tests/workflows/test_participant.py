@@ -17,6 +17,7 @@ from bids_mllm.io.files import read_tsv
 from bids_mllm.io.results import find_results
 
 OPTIONS = (
+    "--map-views", "slices",
     "--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "4", "--test-task", "life*",
     "--instructions", "AR", "ESA", "--poolings", "generated", "media", "--max-new-tokens", "2", "--block-length", "3",
 )  # fmt: skip
@@ -50,6 +51,16 @@ def finished(study, tmp_path_factory):
 def results_of(work):
     """Result files of the nodes with their times."""
     return {path.parent.name: path.stat().st_mtime_ns for path in work.rglob("result_*.pklz")}
+
+
+def views_in(folder):
+    return {view for path in folder.glob("*_map*.json") for view in json.loads(path.read_text())["Options"]["Views"]}
+
+
+def test_brain_maps_have_the_views_of_their_call(finished):
+    out, _ = finished
+    assert views_in(out / "sub-01/figures") == {"slices"}
+    assert views_in(out / "group/figures") == {"glass", "slices", "inflated", "flat"}
 
 
 def test_names_of_the_outputs(finished):
@@ -344,7 +355,7 @@ def test_outputs_that_are_gone_or_changed_are_written_again(small, study):
     np.testing.assert_array_equal(np.asarray(nib.load(best).dataobj), expected[0])
     np.testing.assert_array_equal(np.asarray(nib.load(other).dataobj), expected[1])
     assert results_of(work)["fit_sub_01_space_MNI152NLin2009cAsym"] == fits
-    group = (study, out, "group", "-w", work, "--nprocs", "1")
+    group = (study, out, "group", "-w", work, "--nprocs", "1", "--map-views", "none")
     assert run(*group).returncode == 0
     shutil.rmtree(out / "group")
     assert run(*group).returncode == 0
@@ -373,7 +384,7 @@ def test_group_refuses_participants_fitted_differently(small, study):
     out, work, words = small
     changed = [*words, "--participant-label", "02", "--delays", "1", "2"]
     assert run(*changed).returncode == 0
-    result = run(study, out, "group", "-w", work, "--nprocs", "1")
+    result = run(study, out, "group", "-w", work, "--nprocs", "1", "--map-views", "none")
     assert result.returncode == 70
     assert "DelaysTR [1, 2]" in result.stderr
     assert "sub-01 with [1, 2, 3, 4, 5]" in result.stderr
@@ -384,7 +395,7 @@ def test_group_with_one_participant_held_out_on_other_films(small, study):
     shutil.rmtree(out / "sub-02")
     without = [word for word in words if word not in ("--test-task", "life*")]
     assert run(*without, "--participant-label", "02", "--task-id", "bourne01", "life01").returncode == 0
-    result = run(study, out, "group", "-w", work, "--nprocs", "1")
+    result = run(study, out, "group", "-w", work, "--nprocs", "1", "--map-views", "slices")
     assert result.returncode == 0, result.stderr
     page = (out / "group.html").read_text(encoding="utf-8")
     assert "Participants were not held out on the same films" in page

@@ -11,6 +11,7 @@ import pytest
 from bids_mllm.io.results import find_results
 
 OPTIONS = (
+    "--map-views", "none",
     "--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "4", "--block-length", "3",
     "--models", "melspectrogram", "--participant-label", "01", "--test-task", "life*", "--train-task", "bourne*",
     "--noise-ceiling", "repeats", "--permutations", "99",

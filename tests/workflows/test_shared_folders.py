@@ -17,6 +17,7 @@ from bids_mllm.io.derivatives import locked_dataset
 from bids_mllm.io.locks import alone_in
 
 OPTIONS = (
+    "--map-views", "none",
     "--sloppy", "--nprocs", "1", "--confounds", "none", "--alphas", "1", "1e6", "3", "--test-task", "life*",
     "--instructions", "AR", "ESA", "--poolings", "media", "--permutations", "19", "--block-length", "3",
 )  # fmt: skip
@@ -144,6 +145,11 @@ def test_clean_workdir_of_several_leaves_the_work_of_others(call, study, tmp_pat
     other.mkdir(parents=True)
     assert call(*words(study, tmp_path, "01", "02"), "--clean-workdir").status == 0
     assert sorted(path.name for path in work.iterdir()) == ["stimuli.json", "sub-03"]
-    assert call(study, tmp_path / "out", "group", "-w", work, "--nprocs", "1", "--clean-workdir").status == 0
+    assert (
+        call(
+            study, tmp_path / "out", "group", "-w", work, "--nprocs", "1", "--clean-workdir", "--map-views", "none"
+        ).status
+        == 0
+    )
     assert other.is_dir()
     assert sorted(path.name for path in work.iterdir()) == ["stimuli.json", "sub-03"]

@@ -16,6 +16,7 @@ from bids_mllm.io.maps import load_map, save_map
 from bids_mllm.io.results import find_results
 
 OPTIONS = (
+    "--map-views", "none",
     "--sloppy", "--nprocs", "1", "--confounds", "motion", "--alphas", "1", "1e6", "4", "--test-task", "life*",
     "--block-length", "3", "--models", "melspectrogram", "--permutations", "199",
 )  # fmt: skip
@@ -242,7 +243,7 @@ def test_participants_on_different_grids_are_refused_by_file(finished, tmp_path)
     results = [results_by_place(own, label)["MNI152NLin2009cAsym"].path("r", "best") for label in ("01", "02")]
     image = nib.load(results[1])
     nib.Nifti1Image(np.asarray(image.dataobj), image.affine + np.eye(4)).to_filename(results[1])
-    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1")
+    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1", "--map-views", "none")
     assert group.returncode == 70
     assert all(str(path) in group.stderr for path in results)
     assert "one resolution or density for all participants" in group.stderr
@@ -260,7 +261,7 @@ def test_native_spaces_have_tables_of_the_group_but_no_maps(finished, tmp_path):
     for path in (own / "sub-02/func").glob("*_hemi-L_*.func.gii"):
         values, grid = load_map(path)
         save_map(path, np.delete(values, 0, axis=-1), SurfaceGrid(grid.n_left - 1, grid.n_right))
-    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1")
+    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1", "--map-views", "none")
     assert group.returncode == 0, group.stderr
     assert not list((own / "group").rglob("*.func.gii"))
     page = (own / "group.html").read_text(encoding="utf-8")
@@ -275,7 +276,7 @@ def test_participants_of_other_densities_are_named_on_the_page_and_in_the_log(fi
         target = own / path.parent.relative_to(out) / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1")
+    group = run(study, own, "group", "-w", tmp_path / "work", "--nprocs", "1", "--map-views", "none")
     assert group.returncode == 0, group.stderr
     sets = "fsLR_den-91k: 01; fsLR_den-170k: 02"
     assert sets in (own / "group.html").read_text(encoding="utf-8")

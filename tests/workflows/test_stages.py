@@ -15,6 +15,7 @@ from bids_mllm.exceptions import UsageError
 from bids_mllm.interfaces import conditioning
 
 OPTIONS = (
+    "--map-views", "none",
     "--sloppy", "--nprocs", "1", "--confounds", "none", "--alphas", "1", "1e6", "3", "--test-task", "life*",
     "--participant-label", "01", "--instructions", "AR", "ESA", "--poolings", "media", "--permutations", "19",
     "--block-length", "3",

@@ -14,6 +14,7 @@ import pytest
 from bids_mllm.workflows.stopping import end_processes, terminated_by_sigterm
 
 OPTIONS = (
+    "--map-views", "none",
     "--sloppy", "--confounds", "none", "--alphas", "1", "1e6", "3", "--test-task", "life*", "--participant-label", "01",
     "--instructions", "AR", "ESA", "--poolings", "generated", "media", "--permutations", "19", "--block-length", "3",
 )  # fmt: skip
