@@ -19,8 +19,8 @@ RANDOM = "random weights"
 CLASSES = ("instruction-tuned", "in-context", "multimodal", "unimodal", "low-level", "feature table", RANDOM)
 CONFIDENCE = 0.95
 
-#: Ends of the interval of the mean of a difference (n_runs,).
-Interval = Callable[[FloatArray], tuple[float, float]]
+#: Ends of the interval of the mean over runs of values (n_runs,), weighted by the second array.
+Interval = Callable[[FloatArray, FloatArray], tuple[float, float]]
 
 
 def model_class(model: Mapping[str, Any]) -> str:
@@ -161,7 +161,9 @@ def compare_classes_by_run(
     classes
         Class by model.
     interval
-        Gives the interval of the mean difference.
+        Gives the intervals of the mean difference and of the percent difference. The latter is a mean of the percents
+        of runs weighted by what the second class scores, so that no run of that may be at 0 or below; otherwise
+        percent_low and percent_high are NaN.
 
     Returns
     -------
@@ -174,8 +176,9 @@ def compare_classes_by_run(
         if not len(a):
             continue
         flipped = sign_flip_over_participants(a[:, None], b[:, None])
-        low, high = interval(a - b)
+        low, high = interval(a - b, np.ones(len(a)))
         percent = float(percent_difference(a.mean(), b.mean()))
+        percent_low, percent_high = interval(percent_difference(a, b), b) if (b > 0).all() else (np.nan, np.nan)
         comparisons.append(
             {
                 "roi": "all",
@@ -189,6 +192,8 @@ def compare_classes_by_run(
                 "low": low,
                 "high": high,
                 "percent_difference": percent,
+                "percent_low": percent_low,
+                "percent_high": percent_high,
                 "n_percent": int(np.isfinite(percent)),
                 "n_participants": 1,
                 "n_runs": len(a),

@@ -163,7 +163,7 @@ def write_class_comparison(results: Sequence[ModelResult], name: MapName) -> lis
         if result.path("rbyrun", BEST).is_file():
             by_participant[str(result.name.participant)][result.model] = run_means(result)
     for participant, by_run in by_participant.items():
-        rows += compare_classes_by_run(participant, by_run, classes, _run_interval)
+        rows += compare_classes_by_run(participant, by_run, classes, run_interval)
     return _write("classcomparison", rows, name, results[0].output_dir)
 
 
@@ -193,8 +193,9 @@ def run_means(result: ModelResult) -> dict[str, float]:
     return {run: finite_mean(own) for run, own in zip(names, values, strict=True)}
 
 
-def _run_interval(difference: FloatArray) -> tuple[float, float]:
-    interval = bootstrap_runs(difference[:, None])
+def run_interval(values: FloatArray, weights: FloatArray) -> tuple[float, float]:
+    """Return the ends of the 95 % bootstrap interval of the weighted mean of values (n_runs,)."""
+    interval = bootstrap_runs(values[:, None], weights)
     return float(interval.low[0]), float(interval.high[0])
 
 

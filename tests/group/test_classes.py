@@ -1,5 +1,7 @@
 """Classes of models against each other, against scipy and cases by hand."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp, wilcoxon
@@ -14,6 +16,7 @@ from bids_mllm.group.classes import (
     model_class,
     percent_difference,
 )
+from bids_mllm.interfaces.group_tables import run_interval
 
 NAN = np.nan
 KINDS = {"a1": "instruction-tuned", "a2": "instruction-tuned", "b": "unimodal", "c": "low-level"}
@@ -27,7 +30,7 @@ def rows_of(scores, *, roi="all", kind="all", coverage=1.0):
     ]
 
 
-def no_interval(difference):
+def no_interval(values, weights):
     return NAN, NAN
 
 
@@ -136,19 +139,41 @@ def test_runs_are_the_unit_within_a_participant():
     by_run = {model: dict(zip(runs, own, strict=True)) for model, own in values.items()}
     seen = []
 
-    def interval(difference):
-        seen.append(difference)
-        return float(difference.min()), float(difference.max())
+    def interval(values, weights):
+        seen.append((values, weights))
+        return float(values.min()), float(values.max())
 
     (row,) = compare_classes_by_run("01", by_run, KINDS, interval)
     difference = np.mean([values["a1"], values["a2"]], axis=0) - values["b"]
-    np.testing.assert_allclose(seen[0], difference)
+    np.testing.assert_allclose(seen[0], (difference, np.ones(5)))
+    np.testing.assert_allclose(seen[1], (100 * difference / values["b"], values["b"]))
     assert row["mean_difference"] == pytest.approx(difference.mean())
     assert (row["low"], row["high"]) == pytest.approx((difference.min(), difference.max()))
     assert row["percent_difference"] == pytest.approx(100 * difference.mean() / np.mean(values["b"]))
     assert (row["p_sign_flip"], row["smallest_p"], row["n_runs"]) == pytest.approx((2 / 32, 2 / 32, 5))
     assert (row["unit"], row["participant"], row["roi"]) == ("run", "01", "all")
     assert row["models_a"] == "a1, a2"
+
+
+def test_the_percent_of_runs_has_the_interval_of_its_ratio_of_means():
+    values = {"a1": [0.31, 0.20, 0.42, 0.27], "b": [0.21, 0.11, 0.33, 0.24]}
+    by_run = {model: dict(zip("wxyz", own, strict=True)) for model, own in values.items()}
+    a, b = (np.array(own) for own in values.values())
+    # All draws of four runs with replacement, each as likely as the others.
+    drawn = np.array(list(product(range(4), repeat=4)))
+    ratios = 100 * (a[drawn].sum(axis=1) - b[drawn].sum(axis=1)) / b[drawn].sum(axis=1)
+    expected = np.percentile(ratios, [2.5, 97.5])
+    (row,) = compare_classes_by_run("01", by_run, KINDS, run_interval)
+    assert (row["percent_low"], row["percent_high"]) == pytest.approx(expected, abs=1.0)
+    assert row["percent_low"] < row["percent_difference"] < row["percent_high"]
+
+
+@pytest.mark.parametrize("least", [0.0, -0.01])
+def test_a_percent_of_nothing_in_one_run_has_no_interval(least):
+    by_run = {"a1": {"x": 0.2, "y": 0.3}, "b": {"x": 0.2, "y": least}}
+    (row,) = compare_classes_by_run("01", by_run, KINDS, run_interval)
+    assert np.isnan([row["percent_low"], row["percent_high"]]).all()
+    assert np.isfinite([row["low"], row["high"], row["percent_difference"]]).all()
 
 
 def test_runs_that_a_model_lacks_do_not_count():
