@@ -142,8 +142,8 @@ def check_readable(result: ModelResult) -> None:
     Raises
     ------
     BidsMllmError
-        When a file is missing, cannot be read or has other places than the rest, the sidecar of the best map lacks a
-        key, or a table a column or a number; names the file.
+        When a file is missing, cannot be read or has other places than the rest, the sidecar of the best map or of its
+        runs lacks a key, or a table a column or a number; names the file.
     """
     content = result.sidecar()
     missing = [key for key in NEEDED if not isinstance(content, dict) or key not in content]
@@ -153,7 +153,9 @@ def check_readable(result: ModelResult) -> None:
     first: tuple[Path, int] | None = None
     for one, stat, desc in _used_maps(result, content["Conditions"]):
         path, n_places = one.path(stat, desc), one.check_map(stat, desc)
-        read_json(sidecar_path(path))
+        described = read_json(sidecar_path(path))
+        if stat == "rbyrun" and not (isinstance(described, dict) and "Runs" in described):
+            raise InputDataError(f"{sidecar_path(path)} lacks Runs; {again}.")
         first = first or (path, n_places)
         if n_places != first[1]:
             raise InputDataError(

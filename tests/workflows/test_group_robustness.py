@@ -10,7 +10,7 @@ from group_outputs import EMPTY, VOXELS, change_sidecar, result_of, write_output
 
 from bids_mllm.config import Settings
 from bids_mllm.exceptions import InputDataError
-from bids_mllm.io.derivatives import sidecar_path
+from bids_mllm.io.derivatives import sidecar_path, write_map
 from bids_mllm.io.files import read_tsv, write_tsv
 from bids_mllm.io.maps import load_map
 from bids_mllm.io.results import find_results
@@ -60,6 +60,12 @@ DAMAGE = {
     "sidecar of a list": (
         lambda result: sidecar_path(result.path("r", "best")).write_text("[1]"),
         "stat-r_desc-best_statmap.json lacks Conditions",
+    ),
+    "map without its runs": (
+        lambda result: write_map(
+            result.path("rbyrun", "best"), np.zeros(6, np.float32), np.ones(6, bool), VOXELS, {"Units": "arbitrary"}
+        ),
+        "stat-rbyrun_desc-best_statmap.json lacks Runs",
     ),
     "table cut short": (lambda result: cut(result.path("scores", None, extension=".tsv", atlas="toy")), "stat-scores"),
 }  # fmt: skip
