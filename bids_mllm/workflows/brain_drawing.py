@@ -17,7 +17,7 @@ from bids_mllm.records import BoolArray, FloatArray
 from bids_mllm.report import brain_colours
 from bids_mllm.report.brain_colours import Paint
 from bids_mllm.report.brain_figures import Brain, draw_brain_map
-from bids_mllm.report.figures import FigureData
+from bids_mllm.report.figures import FigureData, columns_of
 from bids_mllm.report.maps import anatomy_of
 from bids_mllm.workflows.canvas import template_background
 
@@ -112,7 +112,8 @@ def _grid_of(data: FigureData, output_dir: Path) -> Grid:
 
 def _columns(data: FigureData, grid: Grid) -> tuple[dict[str, FloatArray], BoolArray]:
     """Return the values of every place, NaN where a row has none, and which places have a row."""
-    places = np.array([row["place"] for row in data.rows], dtype=np.int64)
+    rows = columns_of(data.rows)
+    places = rows.pop("place", np.zeros(0)).astype(np.int64)
     if places.size and not 0 <= places.min() <= places.max() < grid.n_places:
         raise InputDataError(
             f"The figure {data.name} has the place {places.max()}, but {data.options['Sources'][0]} has {grid.words}; "
@@ -120,10 +121,9 @@ def _columns(data: FigureData, grid: Grid) -> tuple[dict[str, FloatArray], BoolA
         )
     shown = np.zeros(grid.n_places, dtype=bool)
     shown[places] = True
-    names = [name for name in (data.rows[0] if data.rows else ("value", "value_b", "significant")) if name != "place"]
-    columns = {name: np.full(grid.n_places, np.nan) for name in names}
-    for name, column in columns.items():
-        column[places] = np.array([row[name] for row in data.rows], dtype=float)
+    columns = {name: np.full(grid.n_places, np.nan) for name in (rows or ("value", "value_b", "significant"))}
+    for name, values in rows.items():
+        columns[name][places] = values
     return columns, shown
 
 

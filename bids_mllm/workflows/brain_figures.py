@@ -18,8 +18,7 @@ from bids_mllm.io.grids import Grid, ParcelGrid, VolumeGrid, same_grid
 from bids_mllm.io.results import ModelResult
 from bids_mllm.records import BoolArray, FloatArray
 from bids_mllm.report.brain_figures import VIEWS
-from bids_mllm.report.content import Cell
-from bids_mllm.report.figures import FigureData
+from bids_mllm.report.figures import ColumnRows, FigureData
 from bids_mllm.workflows.brain_drawing import PREFIX, draw_brain, views_of
 from bids_mllm.workflows.canvas import canvas_of
 from bids_mllm.workflows.figure_tables import classes_of, figure_name
@@ -402,20 +401,19 @@ def _peak(name: MapName, grid: Grid, values: FloatArray) -> str:
     return canvas_of(name, grid).peak(values)
 
 
-def _rows(values: FloatArray, **others: FloatArray) -> tuple[dict[str, Cell], ...]:
+def _rows(values: FloatArray, **others: FloatArray) -> ColumnRows:
     """Return a row for each place with a value, with the digits that tables have."""
     columns = {"value": values, **others}
-    finite = [np.isfinite(column) for column in columns.values()]
-    places = np.flatnonzero(np.any(finite, axis=0))
-    cells = {name: [_cell(value) for value in np.asarray(column)[places]] for name, column in columns.items()}
-    return tuple(
-        {"place": int(place), **{name: own[number] for name, own in cells.items()}}
-        for number, place in enumerate(places)
+    places = np.flatnonzero(np.any([np.isfinite(column) for column in columns.values()], axis=0))
+    return ColumnRows(
+        {"place": places, **{name: _as_written(np.asarray(column)[places]) for name, column in columns.items()}}
     )
 
 
-def _cell(value: float) -> float | None:
-    return float(f"{value:.6g}") if np.isfinite(value) else None
+def _as_written(values: FloatArray) -> FloatArray:
+    numbers = np.where(np.isfinite(values), values, np.nan)
+    rounded: FloatArray = np.char.mod("%.6g", numbers).astype(np.float64)
+    return rounded
 
 
 def _relative(output_dir: Path, result: ModelResult, what: tuple[str, str | None]) -> str:

@@ -1,6 +1,7 @@
 """Small files: whole or not at all."""
 
 import errno
+import gzip
 import os
 import stat
 import subprocess
@@ -12,9 +13,11 @@ import pytest
 from bids_mllm.exceptions import BidsMllmError, StoreError
 from bids_mllm.io.files import (
     atomic_path,
+    read_columns,
     read_json,
     read_tsv,
     write_array,
+    write_columns,
     write_json,
     write_text,
     write_text_if_changed,
@@ -157,3 +160,62 @@ def test_a_damaged_table_is_one_sentence(tmp_path, content):
     (tmp_path / "a.tsv").write_bytes(content)
     with pytest.raises(BidsMllmError, match=r"a.tsv cannot be read as a table"):
         read_tsv(tmp_path / "a.tsv")
+
+
+COLUMNS = {"place": np.array([0, 7, 123456]), "value": np.array([0.1, np.nan, -1.23456789e-7]), "x": np.arange(3.0)}
+KINDS = {"place": int, "value": float, "x": float}
+
+
+def test_columns_are_written_as_their_rows_would_be(tmp_path):
+    write_columns(tmp_path / "columns.tsv", COLUMNS)
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in zip(*COLUMNS.values(), strict=True)]
+    write_tsv(tmp_path / "rows.tsv", rows)
+    assert (tmp_path / "columns.tsv").read_bytes() == (tmp_path / "rows.tsv").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["columns.tsv", "rows.tsv"]
+
+
+@pytest.mark.parametrize("name", ["columns.tsv", "columns.tsv.gz"])
+def test_columns_are_read_with_their_kinds(tmp_path, name):
+    write_columns(tmp_path / "columns.tsv", COLUMNS)
+    (tmp_path / "columns.tsv.gz").write_bytes(gzip.compress((tmp_path / "columns.tsv").read_bytes()))
+    found = read_columns(tmp_path / name, KINDS)
+    assert {key: values.dtype.kind for key, values in found.items()} == {"place": "i", "value": "f", "x": "f"}
+    for key, values in COLUMNS.items():
+        np.testing.assert_allclose(found[key], values, rtol=5e-6)  # six digits are written
+
+
+def test_columns_without_rows_stay_without(tmp_path):
+    write_columns(tmp_path / "columns.tsv", {key: values[:0] for key, values in COLUMNS.items()})
+    assert [len(values) for values in read_columns(tmp_path / "columns.tsv", KINDS).values()] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[:-5],
+        lambda text: text.removesuffix("\t2\n") + "\n",
+        lambda text: text.replace("\tx\n", "\ty\n", 1),
+        lambda text: text.replace("0.1", "much"),
+        lambda text: text.replace("7\t", "n/a\t", 1),
+        lambda text: "",
+    ],
+)  # fmt: skip
+def test_a_damaged_table_of_columns_is_named(tmp_path, change):
+    path = tmp_path / "columns.tsv"
+    write_columns(path, COLUMNS)
+    text = path.read_text()
+    assert change(text) != text
+    path.write_text(change(text))
+    with pytest.raises(BidsMllmError, match=r"columns\.tsv cannot be read as a table"):
+        read_columns(path, KINDS)
+
+
+def test_a_damaged_compressed_table_of_columns_is_named(tmp_path):
+    path = tmp_path / "columns.tsv.gz"
+    whole = gzip.compress(b"place\n" + b"\n".join(b"%d" % number for number in range(1000)) + b"\n")
+    for content in (whole[:-20], whole[:40] + b"\0\0" + whole[42:], b"place\n1\n", None):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(BidsMllmError, match=r"columns\.tsv\.gz cannot be read as a table"):
+            read_columns(path, {"place": int})

@@ -1,5 +1,6 @@
 """Figures on disk: what is written beside each, and that the files alone give the same drawing again."""
 
+import gc
 import gzip
 import io
 import json
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bids_mllm.exceptions import InputDataError
-from bids_mllm.report.figures import DRAWERS, FigureData, drawer
+from bids_mllm.report.figures import DRAWERS, ColumnRows, FigureData, columns_of, drawer
 from bids_mllm.report.style import new_figure
 from bids_mllm.workflows import figures as figures_module
 from bids_mllm.workflows.figures import read_figure, redraw, remove_other_figures, write_figures
@@ -170,3 +171,36 @@ def test_only_what_changed_is_drawn_anew(tmp_path: Path, bars: FigureData, monke
     monkeypatch.setattr(figures_module, "__version__", "99")
     write_figures(tmp_path, [replace(bars, title="Others")], output_dir=tmp_path)
     assert drawn == ["Bars", "Others", "Others", "Others"]
+
+
+def test_rows_of_columns_are_rows() -> None:
+    rows = ColumnRows({"place": np.array([3, 5, 8]), "value": np.array([0.5, np.nan, 2.0])})
+    expected = [{"place": 3, "value": 0.5}, {"place": 5, "value": None}, {"place": 8, "value": 2.0}]
+    assert list(rows) == expected
+    assert [type(row["place"]) for row in rows] == [int, int, int]
+    assert list(rows[1:]) == expected[1:]
+    assert rows == ColumnRows({"place": np.array([3, 5, 8]), "value": np.array([0.5, np.nan, 2.0])})
+    assert rows != ColumnRows({"place": np.array([3, 5, 9]), "value": np.array([0.5, np.nan, 2.0])})
+    assert rows != ColumnRows({"value": np.array([0.5, np.nan, 2.0])})
+    for given in (rows, tuple(expected)):
+        columns = columns_of(given)
+        assert list(columns) == ["place", "value"]
+        np.testing.assert_array_equal(columns["value"], [0.5, np.nan, 2.0])
+    assert columns_of(()) == {}
+    with pytest.raises(ValueError, match=r"one length, but these have \[2, 3\]"):
+        ColumnRows({"place": np.arange(3), "value": np.arange(2.0)})
+
+
+def test_the_garbage_collector_runs_again_after_drawing(tmp_path: Path, bars: FigureData) -> None:
+    assert gc.isenabled()
+    write_figures(tmp_path, [bars], output_dir=tmp_path)
+    assert gc.isenabled()
+    with pytest.raises(InputDataError, match="which this version cannot draw"):
+        write_figures(tmp_path, [replace(bars, kind="unknown")], output_dir=tmp_path)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        write_figures(tmp_path, [bars], output_dir=tmp_path)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
