@@ -59,15 +59,7 @@ def add_workflow_options(parser: Parser) -> None:
     add(group, "--stop-on-first-crash", action="store_true", help="end at the first node that fails")
     add(group, "--clean-workdir", action="store_true", help="remove the work folder after success")
     add(group, "--resource-monitor", action="store_true", help="record memory and processor use of every node")
-    add(
-        group,
-        "--map-views",
-        nargs="+",
-        choices=MAP_VIEWS,
-        help="how the brain maps of the reports are drawn: glass (significant scores only), slices, inflated, flat, or "
-        "none, which saves most of the time that reports take; a view that a space does not have is left out (default "
-        "all)",
-    )
+    _add_map_views(parser, group)
     add(
         group,
         "--sloppy",
@@ -92,6 +84,18 @@ def _add_gpu_options(parser: Parser, group: Any) -> None:
         metavar="N",
         help="processes on GPUs at once (default one for each); more than there are GPUs share them, and the least "
         "loaded comes first",
+    )
+
+
+def _add_map_views(parser: Parser, group: Any) -> None:
+    parser.add_option(
+        group,
+        "--map-views",
+        nargs="+",
+        choices=MAP_VIEWS,
+        help="how the brain maps of the reports are drawn: glass (significant scores only), slices, inflated, flat, or "
+        "none, which saves most of the time that reports take; a view that a space does not have is left out (default "
+        "all)",
     )
 
 
