@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hold what the app wrote in a container against what it wrote outside; status 1 where something differs.
 
-usage: compare.py OUTSIDE INSIDE [--root FOLDER] [--without NAME]
+usage: compare.py OUTSIDE INSIDE [--root FOLDER] [--without NAME ...]
 
 OUTSIDE and INSIDE are output folders. FOLDER stands outside for `/` in the container: FOLDER/data there is /data here.
 Numbers may differ by 1e-5, or by as much of the larger one where that is above 1; percent by 1e-3. Pictures are drawn
@@ -19,7 +19,7 @@ import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("outside", type=Path)
     parser.add_argument("inside", type=Path)
     parser.add_argument("--root", default="", help="folder that stands for / of the container")
-    parser.add_argument("--without", metavar="NAME", help="leave out folders of this name")
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="leave out folders of these names")
     options = parser.parse_args(argv)
     outside, inside = (files_of(folder, options.without) for folder in (options.outside, options.inside))
     findings = list(differences(outside, inside, options.root))
@@ -83,12 +83,12 @@ def differences(expected: dict[str, Path], found: dict[str, Path], root: str) ->
             yield f"{name}: {difference}"
 
 
-def files_of(folder: Path, without: str | None = None) -> dict[str, Path]:
+def files_of(folder: Path, without: Sequence[str] = ()) -> dict[str, Path]:
     """Return the files below a folder, with the names that runs get replaced by the level that was run."""
     named = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and without not in parts[:-1]:
+        if path.is_file() and not set(without) & set(parts[:-1]):
             named["/".join(_level(path) if RUN_ID.fullmatch(part) else part for part in parts)] = path
     return named
 

@@ -212,6 +212,10 @@ def test_folders_can_be_left_out(compare, both):
     text("logs/ba9876543210/bids-mllm.toml", "/data", "/elsewhere")(both[1])
     assert status(compare, both) == 1
     assert status(compare, both, "--without", "logs") == 0
+    (both[1] / "figures").mkdir()
+    (both[1] / "figures/bars.tsv").write_text("r\n0.5\n")
+    assert status(compare, both, "--without", "logs") == 1
+    assert status(compare, both, "--without", "logs", "figures") == 0
 
 
 def test_nothing_to_compare_is_a_difference(compare, tmp_path):

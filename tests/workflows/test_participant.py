@@ -329,18 +329,29 @@ def test_reports_only_and_boilerplate_only(finished, study, tmp_path):
     assert not list(other.glob("sub-*"))
 
 
-@pytest.fixture
-def small(study, tmp_path):
-    """A finished call with one cheap model for both participants, and its words."""
-    atlas = tmp_path / "atlas-own_dseg.nii.gz"
+@pytest.fixture(scope="module")
+def kept(study, tmp_path_factory):
+    """A finished call with one cheap model for both participants: its folder, a copy of that, and its words."""
+    folder = tmp_path_factory.mktemp("small") / "place"
+    folder.mkdir()
+    atlas = folder / "atlas-own_dseg.nii.gz"
     truth = study / "sourcedata/truth"
     shutil.copyfile(truth / "atlas-planted_dseg.nii.gz", atlas)
-    shutil.copyfile(truth / "atlas-planted_dseg.tsv", tmp_path / "atlas-own_dseg.tsv")
-    out, work = tmp_path / "out", tmp_path / "work"
-    words = [study, out, "participant", *OPTIONS, "-w", work, "--models", "melspectrogram", "--atlas", atlas]
+    shutil.copyfile(truth / "atlas-planted_dseg.tsv", folder / "atlas-own_dseg.tsv")
+    words = [study, folder / "out", "participant", *OPTIONS, "-w", folder / "work", "--models", "melspectrogram"]
+    words += ["--atlas", atlas]
     result = run(*words)
     assert result.returncode == 0, result.stderr
-    return out, work, words
+    return folder, Path(shutil.copytree(folder, folder.with_name("copy"), symlinks=True)), words
+
+
+@pytest.fixture
+def small(kept):
+    """The finished call in its place as it ended, times of files included, and its words."""
+    folder, copy, words = kept
+    shutil.rmtree(folder)
+    shutil.copytree(copy, folder, symlinks=True)
+    return folder / "out", folder / "work", words
 
 
 def test_outputs_that_are_gone_or_changed_are_written_again(small, study):
@@ -371,9 +382,9 @@ def test_a_removed_store_entry_is_extracted_again(small):
     assert entry.is_dir()
 
 
-def test_a_changed_atlas_table_changes_the_roi_table(small, tmp_path):
+def test_a_changed_atlas_table_changes_the_roi_table(small):
     out, _work, words = small
-    table = tmp_path / "atlas-own_dseg.tsv"
+    table = out.parent / "atlas-own_dseg.tsv"
     table.write_text(table.read_text().replace("L_Occipital", "Renamed"))
     assert run(*words).returncode == 0
     rows = read_tsv(next((out / "sub-01/func").glob("*atlas-own*_statmap.tsv")))
