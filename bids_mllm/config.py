@@ -11,7 +11,7 @@ from typing import Any, get_args
 from bids_mllm.discover.spaces import parse_space
 from bids_mllm.exceptions import UsageError
 from bids_mllm.io.atlas_find import KNOWN, is_atlas_name
-from bids_mllm.records import Pooling, WindowPosition
+from bids_mllm.records import MAP_VIEWS, Pooling, WindowPosition
 
 GIB = 1024.0
 #: Stands for the label of a participant in the path of ``--cv-file``.
@@ -29,8 +29,7 @@ SOLVERS = ("exact", "himalaya")
 CEILINGS = ("auto", "repeats", "participants", "participants-exponential", "none")
 PERMUTATIONS = ("block", "circular")
 FDR = ("bh", "by")
-#: Rows of panels of brain maps, or none.
-MAP_VIEWS = ("glass", "slices", "inflated", "flat", "none")
+NO_VIEWS = "none"
 DEVICES = r"auto|cpu|cuda(:[0-9]+)?"
 
 
@@ -104,7 +103,7 @@ class Settings:
     clean_workdir: bool = False
     resource_monitor: bool = False
     stages: tuple[str, ...] = STAGES
-    map_views: tuple[str, ...] = MAP_VIEWS[:-1]
+    map_views: tuple[str, ...] = MAP_VIEWS
     reports_only: bool = False
     boilerplate_only: bool = False
     md_only_boilerplate: bool = False
@@ -311,7 +310,7 @@ def _value_faults(s: Settings) -> list[str]:
         or bool(set(s.feature_table) & {m.partition("=")[0].removesuffix("+random") for m in s.models}),
         "--space must name at least one space.": not s.space,
         f"--map-views are {', '.join(s.map_views)}, but must be one view or more, or none alone.": not s.map_views
-        or ("none" in s.map_views and len(s.map_views) > 1),
+        or (NO_VIEWS in s.map_views and len(s.map_views) > 1),
         "--stages names no stage; give features, fit or both.": not s.stages,
         f"--layers are {s.layers}, but must be from 0 up (0 = embedding).": any(layer < 0 for layer in s.layers),
         f"--device is {s.device!r}, but must be auto, cpu, cuda or cuda:N.": not re.fullmatch(DEVICES, s.device),
@@ -330,7 +329,7 @@ def _value_faults(s: Settings) -> list[str]:
         "--noise-ceiling": ((s.noise_ceiling,), CEILINGS),
         "--permutation-method": ((s.permutation_method,), PERMUTATIONS),
         "--fdr": ((s.fdr,), FDR),
-        "--map-views": (s.map_views, MAP_VIEWS),
+        "--map-views": (s.map_views, (*MAP_VIEWS, NO_VIEWS)),
     }
     for name, (given, allowed) in choices.items():
         unknown = ", ".join(value for value in given if value not in allowed)

@@ -21,6 +21,8 @@ WindowPosition = Literal["end", "center", "start"]
 #: What the columns of a series are: voxels, vertices of both hemispheres, CIFTI grayordinates, or parcels.
 Form = Literal["volume", "surface", "grayordinates", "parcels"]
 #: Spaces in which places of participants do not correspond.
+#: How brain maps are drawn: rows of panels, in the order of a figure.
+MAP_VIEWS = ("glass", "slices", "inflated", "flat")
 NATIVE_SPACES = ("T1w", "T2w", "fsnative", "boldref", "scanner")
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from bids_mllm.cli.presets import PrintPreset, preset_names
 from bids_mllm.cli.spelling import Parser
-from bids_mllm.config import MAP_VIEWS
+from bids_mllm.config import NO_VIEWS
+from bids_mllm.records import MAP_VIEWS
 
 
 def add_workflow_options(parser: Parser) -> None:
@@ -92,7 +93,7 @@ def _add_map_views(parser: Parser, group: Any) -> None:
         group,
         "--map-views",
         nargs="+",
-        choices=MAP_VIEWS,
+        choices=(*MAP_VIEWS, NO_VIEWS),
         help="how the brain maps of the reports are drawn: glass (significant scores only), slices, inflated, flat, or "
         "none, which saves most of the time that reports take; a view that a space does not have is left out (default "
         "all)",

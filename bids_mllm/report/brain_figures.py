@@ -15,8 +15,6 @@ from bids_mllm.report.maps import WIDTH, SpatialImage, draw_cuts, row_heights
 from bids_mllm.report.style import INK
 from bids_mllm.report.surfaces import Hemispheres, Mesh, view_of, view_pixels
 
-#: Rows of panels, in the order of a figure.
-VIEWS = ("glass", "slices", "inflated", "flat")
 _TITLE = 0.24
 _HEIGHTS = {"glass": 2.3, "inflated": 1.75 + _TITLE, "flat": 3.75 + _TITLE}
 _PANELS = (("left", "lateral"), ("left", "medial"), ("right", "medial"), ("right", "lateral"))

@@ -16,8 +16,7 @@ from bids_mllm.io.derivatives import MapName, sidecar_path
 from bids_mllm.io.files import read_json
 from bids_mllm.io.grids import Grid, ParcelGrid, VolumeGrid, same_grid
 from bids_mllm.io.results import ModelResult
-from bids_mllm.records import BoolArray, FloatArray
-from bids_mllm.report.brain_figures import VIEWS
+from bids_mllm.records import MAP_VIEWS, BoolArray, FloatArray
 from bids_mllm.report.figures import ColumnRows, FigureData
 from bids_mllm.workflows.brain_drawing import PREFIX, draw_brain, views_of
 from bids_mllm.workflows.canvas import canvas_of
@@ -60,7 +59,7 @@ def brain_figures(
     results: Sequence[ModelResult],
     *,
     atlases: Sequence[AtlasFiles] = (),
-    views: Sequence[str] = VIEWS,
+    views: Sequence[str] = MAP_VIEWS,
 ) -> list[FigureData]:
     """Return the brain maps of some results that are on disk.
 
@@ -100,7 +99,7 @@ def brain_figures(
 
 
 def label_figures(
-    output_dir: Path, result: ModelResult, atlases: Sequence[AtlasFiles], *, views: Sequence[str] = VIEWS
+    output_dir: Path, result: ModelResult, atlases: Sequence[AtlasFiles], *, views: Sequence[str] = MAP_VIEWS
 ) -> list[FigureData]:
     """Return the regions of atlases on the grid of a result; none of those that do not serve it."""
     grid = result.map("r", "best")[1]

@@ -8,7 +8,7 @@ from bids_mllm.group.tables import MIN_COVERAGE
 from bids_mllm.io.atlas import AtlasFiles
 from bids_mllm.io.files import iter_tsv
 from bids_mllm.io.results import ModelResult, table_paths
-from bids_mllm.report.brain_figures import VIEWS
+from bids_mllm.records import MAP_VIEWS
 from bids_mllm.report.content import Block, Bullets, Heading, Paragraph, Picture
 from bids_mllm.report.figures import FigureData
 from bids_mllm.workflows.brain_drawing import PREFIX, views_of
@@ -51,7 +51,7 @@ def figure_blocks(
     *,
     participant: str | None = None,
     atlases: Sequence[AtlasFiles] = (),
-    views: Sequence[str] = VIEWS,
+    views: Sequence[str] = MAP_VIEWS,
 ) -> Mapping[str, tuple[Block, ...]]:
     """Write every figure that the outputs allow, and return what each section of the page shows of them.
 
